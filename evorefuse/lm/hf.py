@@ -1,0 +1,243 @@
+"""The local engine: a Hugging Face model that answers in batches, with exact probabilities."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from evorefuse.lm.decode import Row, Sampled, Scheme, log_likelihood, sample
+from evorefuse.lm.load import load_model, load_tokenizer, pick_device, pick_dtype
+from evorefuse.lm.model import Model, adapter_hash
+from evorefuse.lm.render import encode, render, rendering_hash, template_hash
+from evorefuse.records import Message, Reply, Request, Usage, derive
+
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end_of_turn|>", "<end_of_turn>", "<|end|>", "</s>")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Requests of one prompt under one scheme: ``places`` are their positions in the call."""
+
+    ids: list[int]
+    scheme: Scheme
+    places: list[int]
+
+
+class HF:
+    """A causal language model run by transformers, on a CPU or a GPU.
+
+    The samples of one prompt share a prefill; prompts of like length go together; finished sequences leave the batch.
+    ``batch_tokens`` bounds rows × (prompt + new tokens) of one batch, the size of its key-value cache; when memory runs
+    out it is halved and the batch tried again. ``dtype`` auto is bfloat16 where the hardware multiplies in it, else
+    float32. ``entropy`` adds H(q) of each sampled token to the replies.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        threads: int | None = None,
+        batch_tokens: int = 16384,
+        entropy: bool = False,
+    ) -> None:
+        """Load the model.
+
+        Raises:
+            FileNotFoundError: where the model or its adapter is not there, with how to get it.
+            ValueError: for a setting that does not fit the model.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.spec = model
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, device=self.device)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
+        adapter = model.adapter_folder()
+        self._rendering = rendering_hash(self.tokenizer, system=model.system)
+        self.model: Any = load_model(model, adapter=adapter, device=self.device, dtype=self.dtype)
+        self._adapter = adapter_hash(adapter)
+        self._entropy = entropy
+        self._batch_tokens = batch_tokens
+        self.eos = end_tokens(self.tokenizer, self.model)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that changes a reply besides the Request; hashes are SHA-256."""
+        return {
+            "name": self.spec.name,
+            "source": self.spec.source,
+            "id": self.spec.id,
+            "revision": self.spec.revision,
+            "adapter": self._adapter,
+            "system": self.spec.system,
+            "template": template_hash(self.tokenizer),
+            "rendering": self._rendering,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "entropy": self._entropy,
+        }
+
+    @property
+    def context(self) -> int:
+        """The most tokens, prompt and answer together, that the model takes."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
+
+    def complete(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply a request, in order; a request that cannot be answered is a reply with an error."""
+        replies: dict[int, Reply] = {}
+        jobs = self._jobs(requests, replies)
+        with torch.inference_mode():
+            for _, alike in groupby(jobs, key=lambda job: job.scheme):
+                queue = [(job, place) for job in alike for place in job.places]
+                while queue:
+                    size = self._rows_that_fit(queue, requests)
+                    answered = self._answer(queue[:size], requests)
+                    if answered is not None:
+                        replies |= answered
+                        queue = queue[size:]
+        return [replies[i] for i in range(len(requests))]
+
+    def log_prob(self, prompts: Sequence[tuple[Message, ...]], openings: Sequence[str]) -> list[float]:
+        """log p_θ(opening | prompt) in nats for each pair, by a forward pass; nan where it does not fit the model.
+
+        The opening is what an answer would start with; an empty one has log-probability 0.
+        """
+        ids = [(self.prompt_ids(prompt), self.token_ids(opening)) for prompt, opening in zip(prompts, openings, strict=True)]
+        values = [0.0 if not opening else float("nan") for _, opening in ids]
+        queue = [i for i, (prompt, opening) in enumerate(ids) if opening and len(prompt) + len(opening) <= self.context]
+        queue.sort(key=lambda i: (len(ids[i][0]) + len(ids[i][1]), i))
+        with torch.inference_mode():
+            while queue:
+                widths = [len(ids[i][0]) + 16 * len(ids[i][1]) for i in queue]  # 16: logits are wider than the cache
+                size = _prefix_that_fits(widths, self._batch_tokens)
+                prompts_now, openings_now = zip(*(ids[i] for i in queue[:size]), strict=True)
+                try:
+                    found = log_likelihood(self.model, prompts_now, openings_now).tolist()
+                except RuntimeError as error:
+                    if self._halve(error, size=size):
+                        continue
+                    found = [float("nan")] * size
+                for i, value in zip(queue[:size], found, strict=True):
+                    values[i] = value
+                queue = queue[size:]
+        return values
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation, up to where the answer starts."""
+        return encode(self.tokenizer, render(self.tokenizer, messages, system=self.spec.system))
+
+    def token_ids(self, text: str) -> list[int]:
+        """The token ids of an answer's text."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
+        return ids
+
+    def _jobs(self, requests: Sequence[Request], replies: dict[int, Reply]) -> list[Job]:
+        """Group the requests by prompt and scheme, schemes together and short prompts first; errors go to ``replies``."""
+        groups: dict[tuple[tuple[Message, ...], Scheme], list[int]] = {}
+        for i, request in enumerate(requests):
+            scheme = Scheme(temperature=request.temperature, top_p=request.top_p, top_k=request.top_k)
+            groups.setdefault((request.messages, scheme), []).append(i)
+        jobs: list[Job] = []
+        for (messages, scheme), places in groups.items():
+            try:
+                ids = self.prompt_ids(messages)
+            except ValueError as error:
+                replies |= {i: _failed(str(error)) for i in places}
+                continue
+            for i in places:
+                if len(ids) + requests[i].max_tokens > self.context:
+                    replies[i] = _failed(
+                        f"the prompt's {len(ids)} tokens and max_tokens={requests[i].max_tokens} exceed the context of "
+                        f"{self.context} tokens: shorten the instruction or lower max_tokens"
+                    )
+            jobs.append(Job(ids=ids, scheme=scheme, places=[i for i in places if i not in replies]))
+        order = {scheme: n for n, scheme in enumerate(dict.fromkeys(job.scheme for job in jobs))}
+        return sorted(jobs, key=lambda job: (order[job.scheme], len(job.ids)))
+
+    def _rows_that_fit(self, queue: Sequence[tuple[Job, int]], requests: Sequence[Request]) -> int:
+        return _prefix_that_fits([len(job.ids) + requests[i].max_tokens for job, i in queue], self._batch_tokens)
+
+    def _answer(self, queue: Sequence[tuple[Job, int]], requests: Sequence[Request]) -> dict[int, Reply] | None:
+        """The replies by place, or None where memory ran out and a smaller batch may be tried."""
+        jobs = list({id(job): job for job, _ in queue}.values())
+        index = {id(job): n for n, job in enumerate(jobs)}
+        rows = [
+            Row(
+                prompt=index[id(job)],
+                max_tokens=requests[i].max_tokens,
+                seed=derive(requests[i].seed, requests[i].sample),
+            )
+            for job, i in queue
+        ]
+        try:
+            samples = sample(
+                self.model, [job.ids for job in jobs], rows, scheme=jobs[0].scheme, eos=self.eos, entropy=self._entropy
+            )
+        except RuntimeError as error:
+            if self._halve(error, size=len(queue)):
+                return None
+            return {i: _failed(f"out of memory on one sequence: {error}") for _, i in queue}
+        return {
+            i: self._reply(drawn, requests[i], prompt=len(job.ids)) for (job, i), drawn in zip(queue, samples, strict=True)
+        }
+
+    def _reply(self, drawn: Sampled, request: Request, *, prompt: int) -> Reply:
+        stopped = bool(drawn.tokens) and drawn.tokens[-1] in self.eos
+        body = drawn.tokens[:-1] if stopped else drawn.tokens
+        return Reply(
+            text=str(self.tokenizer.decode(body, skip_special_tokens=True)),
+            finish="stop" if stopped else "length",
+            logprobs=drawn.logprobs if request.logprobs else None,
+            entropy=drawn.entropy if self._entropy else None,
+            usage=Usage(prompt_tokens=prompt, completion_tokens=len(drawn.tokens)),
+        )
+
+    def _halve(self, error: RuntimeError, *, size: int) -> bool:
+        """Halve the batch where ``error`` says that memory ran out; whether trying again makes sense.
+
+        Raises:
+            RuntimeError: the same one, where it is about something else.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._batch_tokens = max(1, self._batch_tokens // 2)
+        log.warning("out of memory with %d rows: batch_tokens is now %d", size, self._batch_tokens)
+        return size > 1
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a torch error says that the memory of a GPU or of the machine ran out."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "can't allocate memory" in text
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> tuple[int, ...]:
+    """The ids that end an answer: of the generation config, of the tokenizer, and its known end-of-turn tokens."""
+    configured = model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    vocabulary = tokenizer.get_added_vocab()
+    ids |= {vocabulary.get(token) for token in END_OF_TURN}
+    return tuple(sorted(i for i in ids if i is not None))
+
+
+def _prefix_that_fits(widths: Sequence[int], budget: int) -> int:
+    """How many of the first items, at least one, padded to the widest, stay within ``budget`` tokens."""
+    widest = 0
+    for n, width in enumerate(widths):
+        widest = max(widest, width)
+        if n and (n + 1) * widest > budget:
+            return n
+    return len(widths)
+
+
+def _failed(error: str) -> Reply:
+    return Reply(text="", finish="error", error=error)

@@ -1,0 +1,110 @@
+"""Loading a model: where its files are, on which device and in which number format it runs, its adapter merged.
+
+Only safetensors are read and no code of a repository is run. ``HF_HUB_OFFLINE=1`` keeps to the local cache.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from evorefuse.lm.embedded import embedded_folder
+from evorefuse.lm.model import Model
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, or the CPU.
+
+    Raises:
+        ValueError: where torch does not know it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"engine.device={name!r}: expected auto, cpu, cuda or cuda:N") from error
+
+
+def pick_dtype(name: str, *, device: torch.device) -> torch.dtype:
+    """The number format of that name; ``auto`` is bfloat16 on GPUs and on CPUs that multiply in it, else float32.
+
+    Measured on two cores with AVX-512-BF16 and AMX: see ``experiments/throughput``. Without such instructions bfloat16
+    is emulated and slower than float32.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    can: dict[str, Any] = dict(torch.cpu.get_capabilities())
+    native = device.type == "cuda" or can.get("avx512_bf16") or can.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def locate(model: Model) -> dict[str, Any]:
+    """What transformers' ``from_pretrained`` needs to find the model's files."""
+    if model.source == "embedded":
+        return {"pretrained_model_name_or_path": str(embedded_folder())}
+    if model.source == "hub":
+        return {"pretrained_model_name_or_path": model.id, "revision": model.revision}
+    folder = Path(model.id).expanduser()
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"target {model.name!r}: no model in {folder} (config.json not found); set `target.id`")
+    return {"pretrained_model_name_or_path": str(folder)}
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with its chat template replaced where the target says so.
+
+    Raises:
+        FileNotFoundError: where it is not there, with how to get it.
+    """
+    where = locate(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except OSError as error:
+        raise FileNotFoundError(_advice(model)) from error
+    if model.chat_template is not None:
+        tokenizer.chat_template = model.chat_template
+    return tokenizer
+
+
+def load_model(model: Model, *, adapter: Path | None, device: torch.device, dtype: torch.dtype) -> Any:
+    """The network in evaluation mode, its adapter merged into the weights (unmerged it is five times slower).
+
+    Raises:
+        FileNotFoundError: where it is not there, with how to get it.
+        ValueError: where the adapter was made for another model.
+    """
+    try:
+        network: Any = AutoModelForCausalLM.from_pretrained(**locate(model), dtype=dtype, use_safetensors=True)
+    except OSError as error:
+        raise FileNotFoundError(_advice(model)) from error
+    if adapter is not None:
+        check_base(model, adapter)
+        network = PeftModel.from_pretrained(network, str(adapter)).merge_and_unload()
+    return network.to(device).eval().requires_grad_(False)
+
+
+def check_base(model: Model, adapter: Path) -> None:
+    """Compare the adapter's ``base.json`` (``id``, ``revision``), where there is one, with the model.
+
+    Raises:
+        ValueError: where it was made for another model.
+    """
+    note = adapter / "base.json"
+    base: dict[str, Any] = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    for key in ("id", "revision"):
+        if key in base and base[key] != getattr(model, key):
+            raise ValueError(
+                f"the adapter in {adapter} was made for {key}={base[key]!r}, but target {model.name!r} has "
+                f"{getattr(model, key)!r}: choose the adapter of this model, or retrain it"
+            )
+
+
+def _advice(model: Model) -> str:
+    return (
+        f"target {model.name!r}: cannot load {model.id!r} at {model.revision!r} (safetensors only). On the hub it may be "
+        f"gated: accept its licence and run `hf auth login`; offline: run `hf download {model.id} --revision "
+        f"{model.revision}` where there is a network, then set HF_HUB_OFFLINE=1; or choose `target=smollm2`, the embedded one."
+    )
