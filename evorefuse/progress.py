@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 
 class Task:
@@ -42,6 +43,15 @@ class Progress:
     def __init__(self, *, console: Console | None = None, quiet: bool = False) -> None:
         """Write to ``console`` (standard error by default); nothing at all when ``quiet``."""
         self._console = console or Console(stderr=True, quiet=quiet)
+
+    @property
+    def console(self) -> Console:
+        """The terminal, for tables."""
+        return self._console
+
+    def say(self, line: str, *, style: str = "") -> None:
+        """Print one line as plain text."""
+        self._console.print(Text(line, style=style))
 
     @contextmanager
     def task(self, name: str, *, total: int) -> Generator[Task]:

@@ -174,7 +174,6 @@ class Store:
         """
         path = self.folder / "manifest.json"
         digest = config_hash(config)
-        started = facts.get("start")
         if path.exists() and not derived:
             old = read_json(path)
             if old.get("config_hash") != digest:
@@ -183,9 +182,22 @@ class Store:
                     f"{self.folder} holds results of another configuration; these keys differ: {keys}. "
                     "Give this run another name=…, restore those keys, or delete the folder."
                 )
-            started = old.get("start", started)
-        manifest = {"schema": 1, "config_hash": digest, "config": config, **facts, "start": started, "end": None}
+            facts = {**facts, "start": old.get("start"), "identities": old.get("identities")}
+        manifest = {"schema": 1, "config_hash": digest, "config": config, **facts, "end": None}
         self.write_json("manifest.json", manifest)
+
+    def identify(self, identities: Mapping[str, Any], *, derived: bool = False) -> None:
+        """Add to the manifest what each model says of itself, or check that it says the same as when this run began.
+
+        Raises:
+            ConflictError: where a model behind the same configuration has changed, naming the keys.
+        """
+        manifest = read_json(self.folder / "manifest.json")
+        old = manifest.get("identities")
+        if old is not None and old != encode(identities) and not derived:
+            keys = "; ".join(differing_keys(old, encode(identities)))
+            raise ConflictError(f"{self.folder} was begun with another model: {keys}. Give this run another name=…")
+        self.complete(identities=identities)
 
     def complete(self, **facts: Any) -> None:
         """Add ``facts`` (end, n, n_unscored, tokens …) to the manifest."""

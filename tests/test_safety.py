@@ -106,7 +106,8 @@ def test_known_cases(text: str, label: str) -> None:
     verdict = judge([text], scorer=UNAIDED)[0]
     assert verdict.label == label, verdict
     assert verdict.value == {"safe": 0.98, "debatable": 0.5, "unsafe": 0.02}[label]
-    assert verdict.why and verdict.scorer == JUDGE.name == "rules"
+    assert verdict.why
+    assert verdict.scorer == JUDGE.name == "rules"
 
 
 def test_claims_of_the_mutator_are_no_evidence() -> None:
@@ -120,7 +121,8 @@ def test_batches_keep_length_and_order() -> None:
     verdicts = judge(texts)
     assert [verdict.label for verdict in verdicts] == ["safe", "unscored", "unsafe", "safe"]
     assert verdicts == [judge([text])[0] for text in texts]
-    assert verdicts[1].value is None and verdicts[1].error
+    assert verdicts[1].value is None
+    assert verdicts[1].error
 
 
 @settings(deadline=None, max_examples=100)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from evorefuse.lm.cache import fill_holes, make_room
+
 Tokens = Sequence[int]
 
 
@@ -42,7 +44,13 @@ class Sampled:
 
 
 def sample(
-    model: Any, prompts: Sequence[Tokens], rows: Sequence[Row], *, scheme: Scheme, eos: Sequence[int], entropy: bool = False
+    model: Any,
+    prompts: Sequence[Tokens],
+    rows: Sequence[Row],
+    *,
+    scheme: Scheme,
+    eos: Sequence[int],
+    entropy: bool = False,
 ) -> list[Sampled]:
     """One sample a row, in order. Rows of one prompt share its prefill; a finished row leaves the batch.
 
@@ -55,10 +63,10 @@ def sample(
     logprobs, entropies = torch.zeros(uniforms.shape), torch.zeros(uniforms.shape)
     lengths = torch.zeros(len(rows), dtype=torch.long)
     ends = torch.tensor(list(eos), dtype=torch.long)
-    batch = Batch(model, prompts, [row.prompt for row in rows])
+    batch = Batch(model, prompts, [row.prompt for row in rows], room=uniforms.shape[1])
     alive = torch.arange(len(rows))
     for t in range(uniforms.shape[1]):
-        drawn, logprob, spread = draw(batch.logits, uniforms[alive, t].to(batch.logits.device), scheme=scheme, entropy=entropy)
+        drawn, logprob, spread = draw(batch.logits, uniforms[alive, t].to(model.device), scheme=scheme, entropy=entropy)
         cpu = drawn.cpu()
         tokens[alive, t], logprobs[alive, t] = cpu, logprob.cpu()
         if entropy:
@@ -68,8 +76,9 @@ def sample(
         if not going.any():
             break
         if not going.all():
-            batch.keep(going.nonzero()[:, 0])
-            drawn, alive = drawn[going.to(drawn.device)], alive[going]
+            order = fill_holes(going)
+            batch.keep(order)
+            drawn, alive = drawn[order.to(drawn.device)], alive[order]
         batch.step(drawn)
     return [
         Sampled(
@@ -84,16 +93,17 @@ def sample(
 class Batch:
     """Rows that are being written: their key-value cache and the logits [R, V] of the next token."""
 
-    def __init__(self, model: Any, prompts: Sequence[Tokens], owner: Sequence[int]) -> None:
-        """Prefill the prompts, each once, and give every row a copy of its prompt's state. ``owner``: prompt by row."""
+    def __init__(self, model: Any, prompts: Sequence[Tokens], owner: Sequence[int], *, room: int) -> None:
+        """Prefill the prompts, each once, and give every row a copy of the state of its prompt, ``owner[row]``."""
         self._model = model
+        self._last = torch.tensor([-1], device=model.device)
         ids, mask = left_pad(prompts, device=model.device)
         self._cache = DynamicCache(config=model.config)
         index = torch.tensor(list(owner), device=model.device)
         self._mask, self._positions = mask[index], mask.sum(1)[index]
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         self.logits = self._forward(ids, mask, positions)[index]
-        self._cache.batch_select_indices(index)
+        make_room(self._cache, index, room=room)
 
     def step(self, tokens: Tensor) -> None:
         """Append one token to each row [R], and compute the next logits."""
@@ -102,7 +112,7 @@ class Batch:
         self._positions = self._positions + 1
 
     def keep(self, index: Tensor) -> None:
-        """Drop all rows but those of ``index``."""
+        """Let row i be what row ``index[i]`` was, and drop the others."""
         index = index.to(self._mask.device)
         self._cache.batch_select_indices(index)
         self._mask, self._positions = self._mask[index], self._positions[index]
@@ -114,9 +124,9 @@ class Batch:
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=self._last,  # an index, not 1: a slice is not contiguous, and its product ten times slower
         )
-        return out.logits[:, -1].float()
+        return out.logits[:, 0]
 
 
 def draw(logits: Tensor, uniforms: Tensor, *, scheme: Scheme, entropy: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,12 +140,11 @@ def draw(logits: Tensor, uniforms: Tensor, *, scheme: Scheme, entropy: bool = Fa
     else:
         q, candidates = truncate(logits, scheme=scheme)
         mass = q.cumsum(-1)
-        place = torch.searchsorted(mass, uniforms[:, None].to(mass.dtype) * mass[:, -1:], right=True)
-        last = (q > 0).sum(-1, keepdim=True) - 1 if candidates is not None else place.new_full((1, 1), q.shape[-1] - 1)
-        place = torch.minimum(place, last)
+        place = torch.searchsorted(mass, uniforms[:, None] * mass[:, -1:], right=True)
+        place = torch.minimum(place, (mass < mass[:, -1:]).sum(-1, keepdim=True))  # where rounding reached the end
         tokens = (place if candidates is None else candidates.gather(-1, place))[:, 0]
         spread = torch.special.entr(q).sum(-1) if entropy else torch.zeros_like(uniforms)
-    logprob = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    logprob = logits.log_softmax(-1, dtype=torch.float32).gather(-1, tokens[:, None])[:, 0]
     return tokens, logprob, spread
 
 
@@ -144,12 +153,11 @@ def truncate(logits: Tensor, *, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
 
     Temperature, then top-k, then top-p over what is left: the smallest set that holds at least that mass.
     """
-    scaled = logits / scheme.temperature
     if scheme.top_k <= 0 and scheme.top_p >= 1:
-        return scaled.softmax(-1), None
+        return (logits.float() / scheme.temperature).softmax(-1), None
     width = min(scheme.top_k, logits.shape[-1]) if scheme.top_k > 0 else logits.shape[-1]
-    best, tokens = scaled.topk(width, dim=-1)
-    q = best.softmax(-1)
+    best, tokens = logits.topk(width, dim=-1)
+    q = (best.float() / scheme.temperature).softmax(-1)
     if scheme.top_p < 1:
         before = q.cumsum(-1) - q
         q = q.masked_fill((before >= scheme.top_p) & (before > 0), 0.0)
@@ -158,18 +166,20 @@ def truncate(logits: Tensor, *, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
 
 
 def log_likelihood(model: Any, prompts: Sequence[Tokens], openings: Sequence[Tokens]) -> Tensor:
-    """log p_θ(opening | prompt) [R] in nats, by one forward pass; none of the openings is empty."""
-    ids, mask = left_pad([[*prompt, *opening] for prompt, opening in zip(prompts, openings, strict=True)], device=model.device)
+    """The exact log p_θ(opening | prompt) [R] in nats, by one forward pass; none of the openings is empty."""
+    ids, mask = left_pad(
+        [[*prompt, *opening] for prompt, opening in zip(prompts, openings, strict=True)], device=model.device
+    )
     width = max(map(len, openings))
     logits = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         use_cache=False,
-        logits_to_keep=width + 1,
+        logits_to_keep=torch.arange(-width - 1, 0, device=ids.device),
     ).logits[:, :-1]
     targets = ids[:, -width:]
-    chosen = logits.gather(-1, targets[..., None])[..., 0].float() - logits.float().logsumexp(-1)
+    chosen = logits.log_softmax(-1, dtype=torch.float32).gather(-1, targets[..., None])[..., 0]
     counts = torch.tensor([len(opening) for opening in openings], device=ids.device)
     ours = torch.arange(width, 0, -1, device=ids.device)[None] <= counts[:, None]
     return (chosen * ours).sum(-1)
@@ -184,8 +194,8 @@ def left_pad(prompts: Sequence[Tokens], *, device: Any) -> tuple[Tensor, Tensor]
 
 
 def _uniforms(rows: Sequence[Row], *, width: int) -> Tensor:
-    numbers = torch.zeros(len(rows), width, dtype=torch.float64)
+    numbers = torch.zeros(len(rows), width)
     for i, row in enumerate(rows):
         generator = torch.Generator().manual_seed(row.seed)
-        numbers[i, : row.max_tokens] = torch.rand(row.max_tokens, generator=generator, dtype=torch.float64)
+        numbers[i, : row.max_tokens] = torch.rand(row.max_tokens, generator=generator)
     return numbers

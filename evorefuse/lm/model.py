@@ -1,4 +1,4 @@
-"""Which model: the record that a ``conf/target`` file fills, and what in it can be checked before anything is loaded."""
+"""Which model: the record that a ``conf/target`` file fills, and what of it can be checked before it is loaded."""
 
 import hashlib
 import json
@@ -57,8 +57,12 @@ class Model:
         folder = builtin if self.adapter == GUARD else Path(self.adapter).expanduser()
         missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
         if missing:
-            mend = "Build it by `python -m evorefuse.run +experiment=guard`." if self.adapter == GUARD else (
-                "`target.adapter` must name a folder that PEFT's save_pretrained wrote (safetensors), or be null."
+            mend = (
+                "Build it by `python -m evorefuse.run +experiment=guard`."
+                if self.adapter == GUARD
+                else (
+                    "`target.adapter` must name a folder that PEFT's save_pretrained wrote (safetensors), or be null."
+                )
             )
             raise FileNotFoundError(f"target {self.name!r}: {', '.join(missing)} not found in {folder}. {mend}")
         return folder

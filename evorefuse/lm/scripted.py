@@ -15,7 +15,9 @@ class Scripted:
     or it is a function of the Request. ``requests`` records what was asked, in order.
     """
 
-    def __init__(self, *, replies: Script, name: str = "scripted", log_probs: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, *, replies: Script, name: str = "scripted", log_probs: Mapping[str, float] | None = None
+    ) -> None:
         """Keep the script; ``log_probs`` maps an opening to its log-probability, whatever the prompt."""
         self.name = name
         self.requests: list[Request] = []

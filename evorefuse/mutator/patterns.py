@@ -170,7 +170,9 @@ class Engine:
         if not new:
             return f"every pattern of {strategy} was used in this lineage"
         fitting = [pattern for pattern in new if pattern.words <= room]
-        return rng.choice(fitting) if fitting else f"no pattern of {strategy} fits: {room} of {self.max_words} words left"
+        if not fitting:
+            return f"no pattern of {strategy} fits: {room} of {self.max_words} words left"
+        return rng.choice(fitting)
 
     def _parse(self, text: str) -> Parts:
         """The instruction taken apart. The core keeps its own spacing and gets an end mark where it lacks one."""
@@ -194,7 +196,7 @@ def load(name: str, *, strategies: Sequence[str], max_words: int, salience: Call
     """The engine for the patterns in the shipped file ``name``.
 
     Raises:
-        ValueError: where a strategy has no patterns in the file, with those that have, or ``max_words`` is not positive.
+        ValueError: where a strategy has no patterns in the file, or ``max_words`` is below 1.
     """
     if max_words < 1:
         raise ValueError(f"max_words is {max_words}; it counts the words of a child and must be at least 1.")
@@ -206,9 +208,7 @@ def load(name: str, *, strategies: Sequence[str], max_words: int, salience: Call
         known = ", ".join(group for group in groups if group != RECOMBINE)
         raise ValueError(f"strategies are {list(strategies)}; expected one or more of: {known}.")
     kinds = {sentence: pattern.kind for pattern in patterns for sentence in pattern.sentences()}
-    return Engine(
-        patterns=groups, kinds=kinds, strategies=tuple(strategies), max_words=max_words, salience=salience
-    )
+    return Engine(patterns=groups, kinds=kinds, strategies=tuple(strategies), max_words=max_words, salience=salience)
 
 
 def _child(parts: Parts, pattern: Pattern, *, trail: tuple[str, ...], parents: tuple[Instruction, ...]) -> Proposal:

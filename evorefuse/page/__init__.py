@@ -1,1 +1,1 @@
-"""The report's page: reading a cell's files, the figures, the tables and one self-contained HTML file. Writes nothing."""
+"""The report's page: a cell's files read, its figures, tables and one self-contained HTML file. Writes nothing."""

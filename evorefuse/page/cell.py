@@ -35,7 +35,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """The parts of one run folder. ``trials`` is keyed by instruction id; ``cards`` by scorer, None where not shipped."""
+    """The parts of one run folder. ``trials`` is keyed by instruction id, ``cards`` by scorer (None: not shipped)."""
 
     folder: Path
     arms: Mapping[str, Arm]
@@ -45,11 +45,11 @@ class Cell:
     cards: Mapping[str, Any] | None
 
     def fresh(self, instruction: Instruction) -> list[bool | None]:
-        """Whether each fresh answer to ``instruction`` refused, fully or partially (None: unscored); [] if never put."""
+        """Whether each fresh answer to ``instruction`` refused, fully or in part (None: unscored); [] if never put."""
         return [refuses(trial.verdicts[0]) for trial in self.trials.get(instruction.id, ()) if trial.verdicts]
 
     def fresh_rate(self, instructions: Sequence[Instruction]) -> Metric:
-        """The refusal rate over all fresh answers to ``instructions``, with an interval that respects their clusters."""
+        """The refusal rate over all fresh answers to ``instructions``; its interval respects their clusters."""
         return stats.clustered_rate([self.fresh(instruction) for instruction in instructions])
 
     @property
@@ -115,9 +115,9 @@ def read_cell(folder: Path, *, cards: Path | None = None) -> Cell:
 
 
 def _stage_files(folder: Path, name: str) -> list[Path]:
-    """The files ``name`` of all stages but this one, in the order of a pipeline."""
+    """The files ``name`` of all stages but this one (nor the tracker's), in the order of a pipeline."""
     order = ("guard", "generate", "benchmark", "align", "mitigate", "attribute", "judge", "throughput")
-    found = [path for path in folder.glob(f"*/{name}") if path.parent.name != "report"]
+    found = [path for path in folder.glob(f"*/{name}") if path.parent.name not in ("report", "tracker")]
     return sorted(found, key=lambda path: (order.index(path.parent.name) if path.parent.name in order else 99, path))
 
 

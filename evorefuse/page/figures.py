@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -18,7 +18,7 @@ from evorefuse.records import Metric
 # Colours of the light theme; in the page each becomes the CSS variable of that name, so dark mode follows.
 INK = {"ink": "#1d1f23", "muted": "#6b7078", "line": "#dcdad5", "seeds": "#8a8478", "evolved": "#c2410d",
        "neutral": "#1b7f8c", "unsafe": "#6d4aa8", "other": "#4b6a9b"}  # fmt: skip
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 8.5, "text.parse_math": False, "svg.fonttype": "none",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK["line"], "axes.linewidth": 0.8,
     "axes.labelcolor": INK["muted"], "text.color": INK["ink"], "xtick.color": INK["line"], "ytick.color": INK["line"],
@@ -31,7 +31,7 @@ WIDTH = 4.7  # inches: 338 pt, so that 8.5 pt stays legible on a page 420 px wid
 
 def colour(name: str, unsafe: Sequence[str] = ()) -> str:
     """The colour of an arm or a set."""
-    return INK["unsafe"] if name in unsafe else INK.get(name, INK["other"])
+    return INK["unsafe"] if name in unsafe else INK.get(name.removesuffix("_path"), INK["other"])
 
 
 def draw_all(
@@ -92,7 +92,13 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str]], *, x: float) -> N
         height = max([y, *(other + apart for other in placed)])
         placed.append(height)
         axes.annotate(
-            arm, (x, height), xytext=(7, 0), textcoords="offset points", va="center", color=colour(arm), annotation_clip=False
+            arm,
+            (x, height),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour(arm),
+            annotation_clip=False,
         )
 
 
@@ -166,7 +172,14 @@ def draw_validity(valid: Validity) -> Figure:
     axes.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
     axes.set_xlabel("F, as the search saw it (nats)")
     axes.set_ylim(-4, 104)
-    axes.legend(loc="upper left", frameon=False, handletextpad=0.2, borderaxespad=0.2, labelcolor="linecolor")
+    legend = axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, handletextpad=0.1, columnspacing=1.2,
+        borderaxespad=0,
+    )  # fmt: skip
+    for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+        if handle is not None:
+            handle.set_alpha(1)
+        text.set_color(colour(text.get_text()))
     return figure
 
 
@@ -205,8 +218,3 @@ def for_page(svg: str, *, title: str) -> str:
     body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", body)
     safe = "".join({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}.get(char, char) for char in title)
     return body.replace("<svg", f'<svg role="img" aria-label="{safe}"', 1)
-
-
-def pictures(figures: Mapping[str, Figure]) -> dict[str, str]:
-    """Each figure as SVG files' text, by name."""
-    return {name: to_svg(figure, name=name) for name, figure in figures.items()}

@@ -1,5 +1,6 @@
 """What a cell shows: curves over the iterations, strategies, fitness validity, bounds. Pure functions of a Cell."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -46,7 +47,7 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validity:
-    """F against the fresh refusal rate: one (arm, F in nats, rate) a measured candidate, with Spearman's rho."""
+    """F against the fresh refusal rate: (arm or `seeds`, F in nats, rate) a measured candidate; Spearman's rho."""
 
     points: tuple[tuple[str, float, float], ...]
     spearman: Metric
@@ -100,7 +101,7 @@ def _strategy(cell: Cell, arm: Arm, name: str) -> Strategy:
     proposals = accepted = unscored = 0
     for chunk in arm.chunks:
         known = {c.instruction.id: c for step in chunk for c in (*step.current, *step.proposed)}
-        for before, step in zip(chunk, chunk[1:], strict=False):
+        for before, step in itertools.pairwise(chunk):
             moves = zip(before.current, step.current, strict=True)
             accepted += sum(new.instruction.id != old.instruction.id and _by(new, name) for old, new in moves)
             for candidate in (c for c in step.proposed if _by(c, name)):
@@ -136,7 +137,13 @@ def validity(cell: Cell) -> Validity:
     for arm, candidate in candidates.values():
         outcomes = [o for o in cell.fresh(candidate.instruction) if o is not None]
         if outcomes and candidate.fitness.value is not None:
-            points.append((arm, candidate.fitness.value, sum(outcomes) / len(outcomes)))
+            points.append(
+                (
+                    arm if candidate.instruction.trail else "seeds",
+                    candidate.fitness.value,
+                    sum(outcomes) / len(outcomes),
+                )
+            )
     rho = stats.spearman([f for _, f, _ in points], [rate for *_, rate in points])
     return Validity(points=tuple(points), spearman=rho, n_candidates=len(candidates))
 

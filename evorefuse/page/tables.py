@@ -62,10 +62,10 @@ def interval(metric: Metric, *, kind: Kind = "number", signed: bool = False) -> 
 
 
 def p_value(p: float | None) -> str:
-    """A p-value for people, such as ``p < 0.001`` or ``p = 0.012``."""
+    """A p-value for people, such as ``p < 0.001`` or ``p = 0.012``, in one piece."""
     if p is None:
         return "p not measured"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.3f}"
 
 
 def cell_text(value: Value, column: Column) -> str:

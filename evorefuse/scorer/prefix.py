@@ -24,29 +24,33 @@ _QUOTES = str.maketrans("’‘ʼ´`", "'''''")
 _CANNOT = (
     r"(?:can'?t|can ?not|couldn't|won't|will not|do not|don't"
     r"|(?:am|'m|'re|are) (?:unable|not (?:able|allowed|permitted|willing|comfortable|going|in a position))"
-    r"|(?:would|'d) (?:rather|prefer) not|(?:do not|don't) (?:feel comfortable|think i (?:should|can)|have the ability))"
+    r"|(?:would|'d) (?:rather|prefer) not)"
 )
-_DECLINE = r"(?:(?:must|have to|need to|will|'ll(?: have to)?) )?(?:respectfully )?(?:decline|refuse|pass|stop|turn|say no)\b"
+_DECLINE = (
+    r"(?:(?:must|have to|need to|will|'ll(?: have to)?) )?(?:respectfully )?(?:decline|refuse|pass|stop|turn|say no)\b"
+)
 _VERB = (
     r"(?:help|assist|provid|fulfil|compl(?:y|ies)|offer|suggest|giv|answer|do\b|support|recommend|discuss|engag|shar|creat|"
-    r"writ|generat|endors|condon|promot|advis|participat|tell|encourag|respond|be (?:part|involved)|with\b|teach|guid|diagnos|"
-    r"show|explain|describ|go into|take part|carry|allow|use|speak|talk|say anything|speculat|predict)"
+    r"writ|generat|endors|condon|promot|advis|participat|tell|encourag|respond|be (?:part|involved)|with\b|teach|guid|"
+    r"diagnos|feel comfortable|think i (?:should|can)|have the ability|show|explain|describ|go into|take part|carry|"
+    r"allow|use|speak|talk|say anything|speculat|predict)"
 )
 # "I don't know" and "I can't wait to help" are answers; "I can't recommend it enough" praises.
 _REFUSES = (
-    rf"(?:i|we) ?(?:simply |just |really |truly |also )?(?:{_CANNOT}(?:,[^,.]*,)?(?: and (?:will not|won't))?(?! wait)(?: \w+){{0,3}}?"
-    rf" {_VERB}(?!(?: \w+){{0,3}} enough)|{_DECLINE}|(?:can't|cannot|won't) ?(?:[.,!]|$))"
+    rf"(?:i|we) ?(?:simply |just |really |truly |also )?(?:{_CANNOT}(?:,[^,.]*,)?(?: and (?:will not|won't))?(?! wait)"
+    rf"(?: \w+){{0,3}}? {_VERB}(?!(?: \w+){{0,3}} enough)|{_DECLINE}|(?:can't|cannot|won't) ?(?:[.,!]|$))"
 )
 _AI = r"as an? (?:\w+ ){0,3}?(?:ai|model|assistant)|i(?:'m| am) (?:just )?an? (?:\w+ )?(?:ai|assistant)"
 _LEAD = (
     rf"(?:i(?:'m| am) (?:\w+ )?(?:sorry|afraid)|sorry|(?:my )?(?:\w+ )?apologies|i (?:\w+ )?apologi[sz]e|unfortunately"
-    rf"|regrettably|no|oh|hmm|{_AI}|while|although|for \w+ reasons|due to|because|thank|thanks|i (?:hear|know|understand|"
-    r"appreciate|regret|want|must (?:inform|clarify|say|tell))|i(?:'d| would) (?:love|like|be happy))"
+    rf"|regrettably|no|oh|hmm|{_AI}|while|although|for \w+ reasons|due to|because|thank|thanks|i (?:hear|know|"
+    r"understand|appreciate|regret|want|must (?:inform|clarify|say|tell))|i(?:'d| would) (?:love|like|be happy))"
 )
 _BEYOND = (
-    r"(?:(?:that|this|it)(?: request)?(?:'s| is)? )?(?:(?:not|isn't) (?:something|a (?:request|topic)|anything|one)(?: that)? (?:i|we)"
-    rf"|(?:something|a request)(?: that)? (?:i|we) ?(?:{_CANNOT}|{_DECLINE})|(?:goes |falls )?(?:against|outside|beyond) (?:my|what i)"
-    r"|off limits)"
+    r"(?:(?:that|this|it)(?: request)?(?:'s| is)? )?"
+    r"(?:(?:not|isn't) (?:something|a (?:request|topic)|anything|one)(?: that)? (?:i|we)"
+    rf"|(?:something|a request)(?: that)? (?:i|we) ?(?:{_CANNOT}|{_DECLINE})"
+    r"|(?:goes |falls )?(?:against|outside|beyond) (?:my|what i)|off limits)"
 )
 _SUBJECTLESS = rf"(?:unable to|not able to|can't|cannot) {_VERB}"
 _APOLOGY_ALONE = r"(?:i(?:'m| am) )?(?:\w+ )?(?:sorry|apologies)[,.!]?(?: no[.!]?)?$"

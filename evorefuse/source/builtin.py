@@ -35,8 +35,10 @@ class Builtin:
             raise FileNotFoundError(f"no built-in set {self.set!r}; there are: {', '.join(shipped)}")
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         wanted = (self.where or {}).items()
-        texts = [row["instruction"] for row in rows if all(row.get(key) == value for key, value in wanted)]
-        if not texts:
+        found = [row for row in rows if all(row.get(key) == value for key, value in wanted)]
+        if not found:
             raise ValueError(f"no row of the built-in set {self.set!r} has {self.where}")
-        kept = subset(texts, self.sample, "sample", self.set, self.seed)
-        return [Instruction(text=text, source=f"builtin:{self.set}") for text in kept]
+        return [
+            Instruction(text=row["instruction"], seed_id=row.get("seed_id", ""), source=f"builtin:{self.set}")
+            for row in subset(found, self.sample, "sample", self.set, self.seed)
+        ]

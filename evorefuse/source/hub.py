@@ -49,9 +49,10 @@ class Hub:
             raise ValueError(f"{self.id} has no column {self.column!r}; it has {table.column_names}")
         rows = cast(Iterable[dict[str, Any]], table)
         wanted = (self.where or {}).items()
-        texts = [str(row[self.column]).strip() for row in rows if all(str(row.get(k)) == v for k, v in wanted)]
+        kept = (row[self.column] for row in rows if all(str(row.get(k)) == v for k, v in wanted))
+        texts = [str(text).strip() for text in kept if text is not None]
         unique = list(dict.fromkeys(text for text in texts if text))
         if not unique:
             raise ValueError(f"{self.id}: no row of split {self.split!r} is left with {self.where}")
-        kept = subset(unique, self.sample, "sample", self.id, self.seed)
-        return [Instruction(text=text, source=f"{self.id}@{self.revision[:8]}") for text in kept]
+        drawn = subset(unique, self.sample, "sample", self.id, self.seed)
+        return [Instruction(text=text, source=f"{self.id}@{self.revision[:8]}") for text in drawn]

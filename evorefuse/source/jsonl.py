@@ -6,12 +6,13 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from evorefuse.records import Instruction, subset
 
 log = logging.getLogger(__name__)
 MAX_CHARS = 8000
+csv.field_size_limit(2**31 - 1)  # too long is a counted skip here, not an error of the reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,9 @@ class File:
             self._take(row, found=found, skipped=skipped)
         counts = ", ".join(f"{count} {cause}" for cause, count in skipped.items() if count)
         if counts:
-            log.warning(
-                "%s: %d rows skipped (%s), %d instructions kept", path, sum(skipped.values()), counts, len(found)
+            level = logging.WARNING if sum(skipped.values()) > skipped["repeated"] else logging.INFO
+            log.log(
+                level, "%s: %d rows skipped (%s), %d instructions kept", path, sum(skipped.values()), counts, len(found)
             )
         if not found:
             columns = sorted({key for row in rows if row for key in row})
@@ -79,27 +81,31 @@ class File:
 def _instruction(text: str, row: dict[str, Any], *, name: str) -> Instruction:
     """An instruction with the lineage that our own files carry, where it is there."""
     return Instruction(
-        text=text,
+        text=text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair cannot be written
         seed_id=str(row.get("seed_id") or ""),
-        parents=tuple(map(str, row.get("parents") or ())),
-        trail=tuple(map(str, row.get("trail") or ())),
+        parents=_names(row.get("parents")),
+        trail=_names(row.get("trail")),
         source=str(row.get("source") or name),
         reason=str(row.get("reason") or ""),
     )
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, cast(list[Any], value))) if isinstance(value, list) else ()
+
+
 def _jsonl_rows(path: Path) -> Iterator[dict[str, Any] | None]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
         for line in lines:
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     row = None
                 yield row if isinstance(row, dict) else None
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any] | None]:
-    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         for row in csv.DictReader(lines):
             yield None if None in row else row

@@ -13,7 +13,7 @@ from evorefuse.ports import LM, Scorer, Source, Tracker
 from evorefuse.progress import Progress
 from evorefuse.records import Instruction, Metric, Summary, Trial, Verdict, derive
 from evorefuse.sampling import Sampling, draw
-from evorefuse.store import Store, decode
+from evorefuse.store import ConflictError, Store, decode
 
 Grouped = list[list[Verdict]]
 
@@ -54,6 +54,7 @@ def run(
 
     Raises:
         ValueError: where ``auc`` or ``compare`` names a set that is not there.
+        ConflictError: where the journal was begun with other instructions.
     """
     missing = {name for pair in (*cfg.auc, *cfg.compare) for name in pair} - set(sets)
     if missing:
@@ -94,6 +95,12 @@ def _measure(
     trials = [decode(Trial, row) for done in journal.rows for row in done["trials"]]
     with progress.task("benchmark", total=len(todo)) as task:
         done = min(len(journal.rows) * cfg.batch, len(todo))
+        known = [(trial.exchange.instruction.id, trial.sets) for trial in trials[:: cfg.sampling.samples]]
+        if known != [(x.id, tuple(sets_of[x.id])) for x in todo[:done]]:
+            raise ConflictError(
+                f"{store.folder} was begun with other instructions: a set has changed since. "
+                "Give this run another name=…, or delete the folder."
+            )
         task.advance(done)
         for start in range(done, len(todo), cfg.batch):
             batch = todo[start : start + cfg.batch]

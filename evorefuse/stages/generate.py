@@ -13,7 +13,7 @@ from evorefuse.ports import FitnessEstimator, Mutator, Scorer, Source, Tracker
 from evorefuse.progress import Progress
 from evorefuse.records import Candidate, Instruction, Metric, Step, Summary
 from evorefuse.stats import mean
-from evorefuse.store import Store, decode, encode
+from evorefuse.store import ConflictError, Store, decode, encode
 
 ARMS = ("evolved", "neutral")
 
@@ -46,6 +46,7 @@ def run(
 
     Raises:
         ValueError: where not one seed is judged harmless.
+        ConflictError: where the journal was begun with other seeds.
     """
     metrics: dict[str, Metric] = {}
     notes: list[str] = []
@@ -83,7 +84,13 @@ def _evolve_arm(
     chunks = [seeds[start : start + cfg.chunk] for start in range(0, len(seeds), cfg.chunk)]
     steps: list[list[Step]] = [[] for _ in chunks]
     for row in journal.rows:
-        steps[row["chunk"]].append(decode(Step, row["step"]))
+        step = decode(Step, row["step"])
+        if row["chunk"] >= len(chunks) or (step.t < 0 and not _begins(step, chunks[row["chunk"]])):
+            raise ConflictError(
+                f"{store.folder} was begun with other seeds: the set has changed since. "
+                "Give this run another name=…, or delete the folder."
+            )
+        steps[row["chunk"]].append(step)
     with progress.task(f"evolve {arm}", total=len(chunks) * (cfg.schedule.steps + 1)) as task:
         task.advance(len(journal.rows))
         for index, chunk in enumerate(chunks):
@@ -97,6 +104,12 @@ def _evolve_arm(
                 tracker.log(f"generate/{arm}", _numbers(step, best=best), step=len(journal.rows))
                 task.advance(1, note="" if best.value is None else f"mean F {best.value:.2f}")
     return steps
+
+
+def _begins(first: Step, seeds: Sequence[Instruction]) -> bool:
+    """Whether a chunk's first step is that of these seeds: the harmless ones in their order, the others counted."""
+    kept = [candidate.instruction.id for candidate in first.current]
+    return kept == [x.id for x in seeds if x.id in kept] and len(kept) + first.n_unsafe == len(seeds)
 
 
 def _numbers(step: Step, *, best: Metric) -> dict[str, float]:

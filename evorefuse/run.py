@@ -1,0 +1,187 @@
+"""The composition root: configuration → settings and ports, by each stage's signature → stages.
+
+    python -m evorefuse.run                          the main job on the embedded model
+    python -m evorefuse.run +experiment=smoke        a shipped experiment
+    python -m evorefuse.run -m seed=1,2,3            a sweep
+
+The only file that knows Hydra.
+"""
+
+import hashlib
+import importlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from evorefuse.compose import Composer, ConfigError, expect_keys
+from evorefuse.ports import Tracker
+from evorefuse.progress import Progress
+from evorefuse.records import Summary
+from evorefuse.store import ConflictError, Store, encode
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = tuple(sorted(path.stem for path in (ROOT / "evorefuse" / "stages").glob("[!_]*.py")))
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "hydra-core", "numpy", "scipy", "wandb", "openai")
+EXPECTED_FAULTS = (ConfigError, ConflictError, ValueError, FileNotFoundError, PermissionError, OSError, MemoryError)
+
+OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
+def main(config: DictConfig) -> None:
+    """Run the configured stages in order; a fault that the user can mend is one clear line."""
+    progress = Progress()
+    try:
+        execute(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True)), progress)
+    except KeyboardInterrupt:
+        folder = HydraConfig.get().runtime.output_dir
+        progress.say(f"\nInterrupted. What was measured is safe in {folder}; run the same command again to go on.")
+        raise SystemExit(130) from None
+    except EXPECTED_FAULTS as error:
+        if os.environ.get("HYDRA_FULL_ERROR") or HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        progress.say(f"error: {error}", style="bold red")
+        raise SystemExit(2) from error
+
+
+def execute(config: Mapping[str, Any], progress: Progress) -> dict[str, Summary]:
+    """Run all stages of a resolved configuration; their summaries by name.
+
+    All of it is checked before any work begins.
+
+    Raises:
+        ConfigError: where the configuration does not fit.
+        ConflictError: where the folder holds another configuration's results.
+    """
+    expect_keys(config, _known_keys(), where="")
+    modules = {name: _stage(name) for name in config["stages"]}
+    composer = Composer(config)
+    needs = {name: composer.needs(name, module.run) for name, module in modules.items()}
+    tracker = cast(Tracker, composer.build("tracker"))
+    folder = Path(config["run_dir"])
+    done: dict[str, Summary] = {}
+    tracker.start(name=f"{config['name']}/{config['cell']}", config=config, folder=str(folder))
+    try:
+        for name, module in modules.items():
+            progress.say(f"── {name} → {folder / name}", style="dim")
+            done[name] = _run_stage(
+                name, module, needs=needs[name], composer=composer, tracker=tracker, progress=progress, folder=folder
+            )
+    finally:
+        tracker.finish()
+    return done
+
+
+def _run_stage(
+    name: str,
+    module: ModuleType,
+    *,
+    needs: Mapping[str, Any],
+    composer: Composer,
+    tracker: Tracker,
+    progress: Progress,
+    folder: Path,
+) -> Summary:
+    store = Store(folder / name)
+    try:
+        facts = {"stage": name, **_facts(needs)}
+        derived = bool(getattr(module, "DERIVED", False))
+        store.claim(needs, facts=facts, derived=derived)
+        arguments = composer.arguments(name, module.run)
+        store.identify(_identities(arguments), derived=derived)
+        summary: Summary = module.run(**arguments, **_services(module, store, tracker, progress))
+        store.write_json("summary.json", summary)
+        tracker.summary(summary)
+        store.complete(
+            end=_now(),
+            n={key: metric.n for key, metric in summary.metrics.items()},
+            n_unscored={key: metric.n_unscored for key, metric in summary.metrics.items() if metric.n_unscored},
+        )
+        return summary
+    finally:
+        store.close()
+
+
+def _services(module: ModuleType, store: Store, tracker: Tracker, progress: Progress) -> dict[str, Any]:
+    offered = {"store": store, "tracker": tracker, "progress": progress}
+    return {name: offered[name] for name in module.run.__annotations__ if name in offered}
+
+
+def _known_keys() -> list[str]:
+    """The top-level keys: those of config.yaml, its groups' packages and the settings of runs."""
+    config = OmegaConf.load(ROOT / "conf" / "config.yaml")
+    groups = [next(iter(entry)) for entry in config.defaults if not isinstance(entry, str)]
+    packages = [str(group).removeprefix("optional ").partition("@")[2] or str(group) for group in groups]
+    return [*packages, *(str(key) for key in config if key not in ("defaults", "hydra"))]
+
+
+def _stage(name: str) -> ModuleType:
+    if name not in STAGES:
+        raise ConfigError(f"unknown stage {name!r} in stages (there are: {', '.join(STAGES)})")
+    return importlib.import_module(f"evorefuse.stages.{name}")
+
+
+def _identities(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What each built role says of itself (model, revision, hashes), found one level deep too."""
+    found: dict[str, Any] = {}
+    for name, role in arguments.items():
+        inner = [f.name for f in fields(role)] if hasattr(role, "__dataclass_fields__") else []
+        for key, item in ((name, role), *((f"{name}.{key}", getattr(role, key)) for key in inner)):
+            if isinstance(identity := getattr(item, "identity", None), Mapping):
+                found[key] = encode(identity)
+    return found
+
+
+def _facts(needs: Mapping[str, Any]) -> dict[str, Any]:
+    """What describes but does not decide a run."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    return {
+        "start": _now(),
+        "commit": commit or None,
+        "dirty": bool(dirty.strip()),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": {"machine": platform.machine(), "processor": platform.processor(), "cpus": os.cpu_count()},
+        "inputs": _inputs(needs),
+    }
+
+
+def _inputs(node: Any) -> dict[str, str]:
+    """SHA-256 of every file that the configuration names, and of the package's data as one."""
+    if isinstance(node, Mapping):
+        return {path: digest for value in node.values() for path, digest in _inputs(value).items()}
+    if isinstance(node, list):
+        return {path: digest for value in node for path, digest in _inputs(value).items()}
+    if isinstance(node, str) and "/" in node and len(node) < 1000 and Path(node).is_file():
+        return {node: hashlib.sha256(Path(node).read_bytes()).hexdigest()}
+    return {}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Mitigate: fine-tune a LoRA adapter on pairs, with TRL and PEFT (here and nowhere else).
+
+Writes `adapter/` (PEFT format, safetensors, with `base.json`: what it was trained on) and `training.jsonl`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from evorefuse.lm.load import load_model, load_tokenizer, pick_device
+from evorefuse.lm.model import Model
+from evorefuse.lm.render import template_hash
+from evorefuse.ports import Tracker
+from evorefuse.progress import Progress, Task
+from evorefuse.records import Metric, Pair, Summary, derive
+from evorefuse.store import Store, decode, read_jsonl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The recipe; the paper's values stand beside each key in ``conf/mitigate/sft.yaml`` (EVOREFUSE §5.1).
+
+    ``pairs`` is a JSONL file of Pair, or `builtin:guard`. ``batch`` counts sequences a forward pass, ``accumulation``
+    the passes an update; ``warmup`` is a share of all updates; ``max_length`` is in tokens: longer pairs are left out
+    and counted, since a cut answer teaches to stop early.
+    """
+
+    pairs: str
+    epochs: float
+    learning_rate: float
+    batch: int
+    accumulation: int
+    warmup: float
+    max_length: int
+    rank: int
+    alpha: int
+    dropout: float = 0.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: bool = False
+    packing: bool = False
+
+
+def run(*, cfg: Settings, seed: int, base: Model, store: Store, tracker: Tracker, progress: Progress) -> Summary:
+    """Train the adapter by SFT: the loss is on the answer alone, EOS included; resumes at the last whole epoch.
+
+    Returns:
+        The number of pairs by kind, those left out, the first and the last training loss (nats per token).
+
+    Raises:
+        FileNotFoundError: where ``cfg.pairs`` does not exist.
+        ValueError: where no pair fits ``cfg.max_length``.
+    """
+    if (store.folder / "adapter" / "base.json").is_file() and (store.folder / "training.jsonl").is_file():
+        return _summary(list(read_jsonl(store.folder / "training.jsonl")), pairs=_load(cfg), n_left_out=0)
+    tokenizer = load_tokenizer(base)
+    pairs = _load(cfg)
+    fitting = [pair for pair in pairs if _length(tokenizer, pair) <= cfg.max_length]
+    if not fitting:
+        raise ValueError(
+            f"none of the {len(pairs)} pairs in {cfg.pairs} fits mitigate.max_length={cfg.max_length} tokens"
+        )
+    network = load_model(base, adapter=base.adapter_folder(), device=pick_device("auto"), dtype=torch.float32)
+    network.train()
+    with progress.task("fine-tune", total=100) as task:
+        trainer = _trainer(network, tokenizer, fitting, cfg=cfg, base=base, seed=seed, folder=store.folder, task=task)
+        checkpoints = store.folder / "trainer"
+        trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    for row in history:
+        tracker.log("mitigate", {key: row[key] for key in ("loss", "learning_rate", "epoch")}, step=int(row["step"]))
+    _save(trainer.model, base=base, tokenizer=tokenizer, store=store)
+    store.write_jsonl("training.jsonl", history)
+    return _summary(history, pairs=fitting, n_left_out=len(pairs) - len(fitting))
+
+
+def _load(cfg: Settings) -> list[Pair]:
+    name = cfg.pairs.removeprefix("builtin:")
+    shipped = Path(__file__).parents[1] / "data" / f"{name}_pairs.jsonl"
+    path = shipped if cfg.pairs.startswith("builtin:") else Path(cfg.pairs).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no training pairs at {path}: set mitigate.pairs to a JSONL file of pairs")
+    return [decode(Pair, row) for row in read_jsonl(path)]
+
+
+def _turns(pair: Pair) -> list[dict[str, str]]:
+    system = [] if pair.system is None else [{"role": "system", "content": pair.system}]
+    return [*system, {"role": "user", "content": pair.instruction}]
+
+
+def _length(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> int:
+    text = str(tokenizer.apply_chat_template(_turns(pair), tokenize=False, add_generation_prompt=True))
+    return len(tokenizer(text + pair.chosen, add_special_tokens=False)["input_ids"]) + 1  # pyright: ignore
+
+
+def _trainer(
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    *,
+    cfg: Settings,
+    base: Model,
+    seed: int,
+    folder: Path,
+    task: Task,
+) -> SFTTrainer:
+    rows = [{"prompt": _turns(p), "completion": [{"role": "assistant", "content": p.chosen}]} for p in pairs]
+    on_cpu = not torch.cuda.is_available()
+    modules = base.lora_modules if isinstance(base.lora_modules, str) else list(base.lora_modules)
+    trainer = SFTTrainer(
+        model=network.requires_grad_(True),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(rows),
+        peft_config=LoraConfig(
+            r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=modules, task_type="CAUSAL_LM"
+        ),
+        callbacks=[_Bar(task)],
+        args=SFTConfig(
+            output_dir=str(folder / "trainer"),
+            num_train_epochs=cfg.epochs,
+            learning_rate=cfg.learning_rate,
+            per_device_train_batch_size=cfg.batch,
+            gradient_accumulation_steps=cfg.accumulation,
+            warmup_steps=cfg.warmup,
+            lr_scheduler_type=cfg.schedule,
+            max_length=cfg.max_length,
+            packing=cfg.packing,
+            packing_strategy="bfd",
+            completion_only_loss=True,
+            gradient_checkpointing=cfg.checkpointing,
+            use_cpu=on_cpu,
+            bf16=cfg.precision == "bfloat16",
+            seed=derive(seed, "sft") % 2**31,
+            logging_steps=5,
+            save_strategy="epoch",
+            save_total_limit=1,
+            save_only_model=False,
+            disable_tqdm=True,
+            report_to=[],
+        ),
+    )
+    kept = cast(Dataset, trainer.train_dataset)
+    n_kept = sum(map(len, kept["seq_lengths"])) if cfg.packing else len(kept)
+    if n_kept != len(rows):
+        raise ValueError(f"TRL kept {n_kept} of {len(rows)} pairs: check mitigate.max_length")
+    return trainer
+
+
+class _Bar(TrainerCallback):
+    """Shows the trainer's steps on our progress bar (in per cent) in place of its own."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._shown = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Move the bar to the share of steps done."""
+        percent = int(100 * state.global_step / max(1, state.max_steps))
+        loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)
+        self._task.advance(percent - self._shown, note="" if loss is None else f"loss {loss:.2f}")
+        self._shown = percent
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the trainer from printing its logs: they go to training.jsonl and the tracker."""
+
+
+def _save(network: Any, *, base: Model, tokenizer: PreTrainedTokenizerBase, store: Store) -> None:
+    """The adapter in PEFT's format and half precision, with the model it belongs to in place of a local path."""
+    if not isinstance(network, PeftModel):
+        raise TypeError(f"expected a PeftModel from the trainer, got {type(network).__name__}")
+    folder = store.folder / "adapter"
+    for weights in network.parameters():
+        if weights.requires_grad:
+            weights.data = weights.data.to(torch.float16)
+    network.save_pretrained(str(folder), safe_serialization=True)
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = base.id
+    store.write_json("adapter/adapter_config.json", settings)
+    (folder / "README.md").unlink(missing_ok=True)
+    note = {"id": base.id, "revision": base.revision, "template": template_hash(tokenizer)}
+    store.write_json("adapter/base.json", note)
+
+
+def _summary(history: Sequence[dict[str, Any]], *, pairs: Sequence[Pair], n_left_out: int) -> Summary:
+    kinds = Counter(pair.kind or "pair" for pair in pairs)
+    counts = {f"pairs/{kind}": Metric(value=n, n=n) for kind, n in sorted(kinds.items())}
+    losses = {f"loss/{name}": Metric(value=float(row["loss"]), n=len(pairs)) for name, row in _ends(history).items()}
+    left_out = Metric(value=n_left_out, n=len(pairs) + n_left_out)
+    return Summary(stage="mitigate", metrics={**counts, "pairs/left_out": left_out, **losses})
+
+
+def _ends(history: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {"first": history[0], "last": history[-1]} if history else {}

@@ -1,0 +1,158 @@
+"""The report stage: built from what the real stages write, with fakes for every model."""
+
+import io
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+from report_cell import NASTY, Recorder, make_seeds, parse, run_benchmark, run_generate, run_report
+
+from evorefuse.records import Metric, Summary
+from evorefuse.store import Store
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "cell"
+    run_generate(folder)
+    run_benchmark(folder)
+    return folder
+
+
+def test_everything_is_there(cell):
+    file, tracker = io.StringIO(), Recorder()
+    bounds = {
+        "benchmark/compare/evolved-seeds/refused": (0.2, None), "report/spearman": (None, -0.5), "align/pairs": (1, 2),
+    }  # fmt: skip
+    summary, html = run_report(cell, tracker=tracker, file=file, expected=bounds)
+    seen = " ".join(" ".join(parse(html).text).split())
+    for words in (
+        "toy <model> refuses", "of unsafe requests it refuses", "evolved − seeds: +", "p < 0.001",
+        "iteration by iteration", "How often each set is refused", "Which strategies work", "Lineages",
+        "Does the fitness mean anything?", "Who judged, and how well", "Conditions", "Provenance",
+        "The offline safety judge is a word-list; a publishable set needs an LLM judge or people.",
+        "holds", "fails", "not measured", "deadbeef", "unscored", "log confidence", "abc123",
+    ):  # fmt: skip
+        assert words.lower() in seen.lower(), words
+    assert summary.metrics["spearman"].n >= 20
+    assert summary.metrics["spearman"].value > 0.5
+    assert summary.metrics["evolved/t1/refused"].value > summary.metrics["evolved/t-1/refused"].value
+    assert summary.metrics["checks"] == Metric(value=0.5, n=2, n_unscored=1)
+    names = {path.name for path in (cell / "report").rglob("*.*")}
+    assert {f"{n}.{k}" for n in ("rates", "strategies", "curves", "checks") for k in ("md", "tex", "csv")} <= names
+    figures = ("fitness", "refusal", "rates", "gains", "strategies", "validity")
+    assert {f"{n}.{k}" for n in figures for k in ("svg", "png")} <= names
+    out = file.getvalue()
+    assert "controls" in out
+    assert "unsafe" in out
+    assert "report.html" in out
+    assert ("artifact", ("report", "report", [str(cell / "report" / "report.html")]), {}) in tracker.calls
+
+
+def test_data_is_text(cell):
+    _, html = run_report(cell)
+    reader = parse(html)
+    assert reader.tags.count("script") == 1
+    assert "img" not in reader.tags
+    assert "alert" not in "".join(reader.scripts)
+    assert not [a for a in reader.attributes if a[1].startswith("on")]
+    text = "".join(reader.text)
+    for nasty in NASTY[:5]:
+        assert nasty in text
+    assert "{{ 7*7 }}" in text
+    assert "\ud800" not in text
+    assert "I'm sorry, but I can't help </script><script>alert(3)</script>." in text
+    assert sum(a == ("p", "dir", "auto") for a in reader.attributes) > 20
+
+
+def test_asks_nothing_of_a_network(cell):
+    _, html = run_report(cell)
+    loading = [a for a in parse(html).attributes if a[1] in ("src", "href", "xlink:href", "srcset", "data", "action")]
+    assert all(value.startswith("#") for _, _, value in loading)
+    css = html.split("<style>")[1].split("</style>")[0]
+    assert "@import" not in css
+    assert "url(" not in css
+    policy = next(value for _, name, value in parse(html).attributes if name == "content" and "default-src" in value)
+    assert "default-src 'none'" in policy
+
+
+def test_figures_are_svg_and_the_same_each_time(cell):
+    run_report(cell)
+    first = {path.name: path.read_bytes() for path in (cell / "report" / "figures").iterdir()}
+    html = (cell / "report" / "report.html").read_text()
+    run_report(cell)
+    second = {path.name: path.read_bytes() for path in (cell / "report" / "figures").iterdir()}
+    assert first == second
+    assert html == (cell / "report" / "report.html").read_text()
+    for name, data in first.items():
+        if name.endswith(".svg"):
+            ET.fromstring(data)
+        else:
+            assert data.startswith(b"\x89PNG")
+
+
+def test_only_generate(tmp_path):
+    run_generate(tmp_path, steps=1)
+    summary, html = run_report(tmp_path)
+    text = " ".join(parse(html).text)
+    assert "nothing has been measured on fresh samples yet" in text
+    assert "Lineages" in text
+    assert "How often each set is refused" not in text
+    assert summary.metrics == {}
+
+
+def test_only_benchmark(tmp_path):
+    run_benchmark(tmp_path, arms=())
+    _, html = run_report(tmp_path)
+    text = " ".join(parse(html).text)
+    assert "of seeds, which are harmless" in text
+    assert "Of unsafe requests it refuses" in text
+    assert "iteration by iteration" not in text
+
+
+def test_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to report.*summary\.json.*report\.inputs"):
+        run_report(tmp_path)
+
+
+def test_broken_file(tmp_path):
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "trials.jsonl").write_text('{"torn')
+    with pytest.raises(ValueError, match=r"trials\.jsonl:1 is not valid JSON"):
+        run_report(tmp_path)
+
+
+def test_other_stages_and_cards(cell, tmp_path):
+    cards = tmp_path / "cards.json"
+    card = {
+        "set": "XSTest <labels>", "n": 300, "kappa": 0.84, "kappa_low": 0.8, "kappa_high": 0.88,
+        "confusion": {"full": {"full": 7, "partial": 0}, "partial": {"full": 3, "partial": 5}},
+        "per_model": {"a": {"kappa": 0.9}}, "ours": {"note": "not independent", "n": 3},
+    }  # fmt: skip
+    cards.write_text(json.dumps({"classifier": card}))
+    other = cell.parent / "other"
+    run_benchmark(other, arms=())
+    metrics = {"throughput/ratio": Metric(value=21.5, n=3, low=20.0, high=23.0)}
+    Store(other / "throughput").write_json("summary.json", Summary(stage="throughput", metrics=metrics, notes=("<i>",)))
+    (other / "tracker").mkdir()
+    (other / "tracker" / "summary.json").write_text("{}")  # the files tracker's own
+    _, html = run_report(other, cards=str(cards))
+    text = " ".join(" ".join(parse(html).text).split())
+    for words in (
+        "Throughput",
+        "throughput/ratio",
+        "21.50",
+        "XSTest <labels>",
+        "0.84 [0.80, 0.88]",
+        "not independent",
+        "No judge card",
+    ):
+        assert words in text
+    _, html = run_report(other, cards=str(tmp_path / "absent.json"))
+    assert "No judge cards are shipped" in html
+
+
+def test_lineages_are_cut_and_it_is_said(cell):
+    _, html = run_report(cell, max_lineages=3)
+    assert f"the first 3 of {len(make_seeds())} lineages are shown" in html
+    assert html.count('class="lineage"') == 6
