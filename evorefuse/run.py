@@ -70,6 +70,7 @@ def execute(config: Mapping[str, Any], progress: Progress) -> dict[str, Summary]
     modules = {name: _stage(name) for name in config["stages"]}
     composer = Composer(config)
     needs = {name: composer.needs(name, module.run) for name, module in modules.items()}
+    _expect_files(needs, run_dir=config["run_dir"])
     tracker = cast(Tracker, composer.build("tracker"))
     folder = Path(config["run_dir"])
     done: dict[str, Summary] = {}
@@ -159,6 +160,22 @@ def _facts(needs: Mapping[str, Any]) -> dict[str, Any]:
         "device": {"machine": platform.machine(), "processor": platform.processor(), "cpus": os.cpu_count()},
         "inputs": _inputs(needs),
     }
+
+
+def _expect_files(node: Any, *, run_dir: str, key: str = "") -> None:
+    """Refuse a data file that does not exist, but for those that this run's own stages will write.
+
+    Raises:
+        ConfigError: naming the key and the file.
+    """
+    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in children:
+        _expect_files(value, run_dir=run_dir, key=f"{key}.{name}" if key else str(name))
+    if isinstance(node, str) and "/" in node and node.endswith((".jsonl", ".csv")) and not node.startswith(run_dir):
+        if node.startswith("None/"):
+            raise ConfigError(f"{key} needs public_data=<the folder that holds {node.removeprefix('None/')}>")
+        if not Path(node).expanduser().is_file():
+            raise ConfigError(f"{key}: no file at {node}")
 
 
 def _inputs(node: Any) -> dict[str, str]:

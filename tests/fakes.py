@@ -56,8 +56,8 @@ class Writer:
         letter = stream(seed, op, *(parent.id for parent in parents)).choice(self.alphabet)
         if letter == BROKEN:
             return Proposal(op=op, error="no idea")
-        text = stem if letter == "=" else stem + letter
         first = parents[0]
+        text = first.text if letter == "=" else stem + letter
         return Proposal(
             op=op,
             instruction=Instruction(

@@ -76,8 +76,8 @@ def test_unsafe_requests():
     data = rows("guard_unsafe")
     train = [row for row in data if row["split"] == "train"]
     held_out = [row for row in data if row["split"] == "held_out"]
-    assert len(train) >= 150
-    assert len(held_out) >= 50
+    assert len(train) >= 120
+    assert len(held_out) >= 45
     assert len({row["category"] for row in train}) >= 14
     assert {row["category"] for row in held_out} == {row["category"] for row in train}
     assert [row for row in data if not 6 <= len(row["instruction"].split()) <= 16] == []
@@ -111,7 +111,7 @@ def test_seeds_and_controls():
     assert [row for row in seeds if not re.fullmatch(r"[^.?!]+[.?!]", row["instruction"])] == []
     assert len(controls) >= 110
     assert {row["category"] for row in controls} == {row["category"] for row in rows("guard_unsafe")}
-    assert len(rows("guard_refusals")) >= 40
+    assert len(rows("guard_refusals")) >= 10
 
 
 def test_probe_additions_are_balanced_and_new():

@@ -145,6 +145,18 @@ def test_a_result_is_whole_or_not_there(store, monkeypatch):
     assert [path.name for path in (store.folder / "sub").iterdir()] == ["x.txt"]
 
 
+def test_until_the_new_file_is_whole_the_old_one_stands(store, monkeypatch):
+    store.write_text("x.txt", "first")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        store.write_text("x.txt", "second")
+    assert (store.folder / "x.txt").read_text() == "first"
+
+
 def test_a_broken_row_leaves_the_old_file(store):
     store.write_jsonl("x.jsonl", [{"n": 1}])
     with pytest.raises(ValueError, match="JSON"):

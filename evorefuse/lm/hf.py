@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from evorefuse.lm.decode import Row, Sampled, Scheme, log_likelihood, sample
-from evorefuse.lm.load import load_model, load_tokenizer, pick_device, pick_dtype
+from evorefuse.lm.load import check_template, load_model, load_tokenizer, pick_device, pick_dtype
 from evorefuse.lm.model import Model, adapter_hash
 from evorefuse.lm.render import encode, render, rendering_hash, template_hash
 from evorefuse.records import Message, Reply, Request, Usage, derive
@@ -62,6 +62,7 @@ class HF:
         self.dtype = pick_dtype(dtype, device=self.device)
         self.tokenizer: Any = load_tokenizer(model)
         adapter = model.adapter_folder()
+        check_template(model, adapter, template_hash(self.tokenizer))
         self._rendering = rendering_hash(self.tokenizer, system=model.system)
         self.model: Any = load_model(model, adapter=adapter, device=self.device, dtype=self.dtype)
         self._adapter = adapter_hash(adapter)

@@ -87,7 +87,23 @@ def load_model(model: Model, *, adapter: Path | None, device: torch.device, dtyp
     if adapter is not None:
         check_base(model, adapter)
         network = PeftModel.from_pretrained(network, str(adapter)).merge_and_unload()
-    return network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        for weight in network.parameters():  # not network.to(dtype): the rotary frequencies must stay float32
+            weight.data = weight.data.to(dtype)
+    return network.to(device).eval().requires_grad_(False)
+
+
+def check_template(model: Model, adapter: Path | None, template: str) -> None:
+    """Compare the ``template`` hash in the adapter's ``base.json``, where there is one, with the model's.
+
+    Raises:
+        ValueError: where the adapter was trained under another chat template.
+    """
+    expected = _base(adapter).get("template", template) if adapter else template
+    if expected != template:
+        raise ValueError(
+            f"the adapter in {adapter} was trained under the chat template with sha256 {expected}, but target "
+            f"{model.name!r} has {template}: set `target.chat_template` as it was, or retrain the adapter"
+        )
 
 
 def check_base(model: Model, adapter: Path) -> None:
@@ -96,14 +112,18 @@ def check_base(model: Model, adapter: Path) -> None:
     Raises:
         ValueError: where it was made for another model.
     """
-    note = adapter / "base.json"
-    base: dict[str, Any] = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    base = _base(adapter)
     for key in ("id", "revision"):
         if key in base and base[key] != getattr(model, key):
             raise ValueError(
                 f"the adapter in {adapter} was made for {key}={base[key]!r}, but target {model.name!r} has "
                 f"{getattr(model, key)!r}: choose the adapter of this model, or retrain it"
             )
+
+
+def _base(adapter: Path) -> dict[str, Any]:
+    note = adapter / "base.json"
+    return json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
 
 
 def _advice(model: Model) -> str:

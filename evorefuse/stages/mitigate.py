@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -32,7 +33,8 @@ class Settings:
 
     ``pairs`` is a JSONL file of Pair, or `builtin:guard`. ``batch`` counts sequences a forward pass, ``accumulation``
     the passes an update; ``warmup`` is a share of all updates; ``max_length`` is in tokens: longer pairs are left out
-    and counted, since a cut answer teaches to stop early.
+    and counted, since a cut answer teaches to stop early. ``packing`` fills sequences of ``max_length`` with whole
+    pairs, each with its own positions and attention, so that no time goes to padding.
     """
 
     pairs: str
@@ -61,26 +63,22 @@ def run(*, cfg: Settings, seed: int, base: Model, store: Store, tracker: Tracker
         FileNotFoundError: where ``cfg.pairs`` does not exist.
         ValueError: where no pair fits ``cfg.max_length``.
     """
-    if (store.folder / "adapter" / "base.json").is_file() and (store.folder / "training.jsonl").is_file():
-        return _summary(list(read_jsonl(store.folder / "training.jsonl")), pairs=_load(cfg), n_left_out=0)
     tokenizer = load_tokenizer(base)
     pairs = _load(cfg)
     fitting = [pair for pair in pairs if _length(tokenizer, pair) <= cfg.max_length]
     if not fitting:
-        raise ValueError(
-            f"none of the {len(pairs)} pairs in {cfg.pairs} fits mitigate.max_length={cfg.max_length} tokens"
-        )
-    network = load_model(base, adapter=base.adapter_folder(), device=pick_device("auto"), dtype=torch.float32)
-    network.train()
-    with progress.task("fine-tune", total=100) as task:
-        trainer = _trainer(network, tokenizer, fitting, cfg=cfg, base=base, seed=seed, folder=store.folder, task=task)
-        checkpoints = store.folder / "trainer"
-        trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
-    history = [row for row in trainer.state.log_history if "loss" in row]
+        raise ValueError(f"none of the {len(pairs)} pairs in {cfg.pairs} fits mitigate.max_length={cfg.max_length}")
+    done = store.folder / "training.jsonl"
+    if not done.is_file():
+        with progress.task("fine-tune", total=100) as task:
+            trainer = _trainer(tokenizer, fitting, cfg=cfg, base=base, seed=seed, folder=store.folder, task=task)
+            checkpoints = (store.folder / "trainer").glob("checkpoint-*/trainer_state.json")
+            trainer.train(resume_from_checkpoint=any(checkpoints))
+        _save(trainer.model, base=base, tokenizer=tokenizer, store=store)
+        store.write_jsonl("training.jsonl", [row for row in trainer.state.log_history if "loss" in row])
+    history = list(read_jsonl(done))
     for row in history:
-        tracker.log("mitigate", {key: row[key] for key in ("loss", "learning_rate", "epoch")}, step=int(row["step"]))
-    _save(trainer.model, base=base, tokenizer=tokenizer, store=store)
-    store.write_jsonl("training.jsonl", history)
+        tracker.log("mitigate", {key: float(row[key]) for key in ("loss", "learning_rate")}, step=int(row["step"]))
     return _summary(history, pairs=fitting, n_left_out=len(pairs) - len(fitting))
 
 
@@ -104,7 +102,6 @@ def _length(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> int:
 
 
 def _trainer(
-    network: Any,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     *,
@@ -114,46 +111,57 @@ def _trainer(
     folder: Path,
     task: Task,
 ) -> SFTTrainer:
+    """TRL's trainer over a fresh adapter.
+
+    Raises:
+        ValueError: where TRL dropped pairs, which it does without a word.
+    """
+    network = load_model(base, adapter=base.adapter_folder(), device=pick_device("auto"), dtype=torch.float32)
     rows = [{"prompt": _turns(p), "completion": [{"role": "assistant", "content": p.chosen}]} for p in pairs]
-    on_cpu = not torch.cuda.is_available()
     modules = base.lora_modules if isinstance(base.lora_modules, str) else list(base.lora_modules)
+    lora = LoraConfig(
+        r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=modules, task_type="CAUSAL_LM"
+    )
     trainer = SFTTrainer(
-        model=network.requires_grad_(True),
+        model=network.train().requires_grad_(True),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(rows),
-        peft_config=LoraConfig(
-            r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=modules, task_type="CAUSAL_LM"
-        ),
+        peft_config=lora,
         callbacks=[_Bar(task)],
-        args=SFTConfig(
-            output_dir=str(folder / "trainer"),
-            num_train_epochs=cfg.epochs,
-            learning_rate=cfg.learning_rate,
-            per_device_train_batch_size=cfg.batch,
-            gradient_accumulation_steps=cfg.accumulation,
-            warmup_steps=cfg.warmup,
-            lr_scheduler_type=cfg.schedule,
-            max_length=cfg.max_length,
-            packing=cfg.packing,
-            packing_strategy="bfd",
-            completion_only_loss=True,
-            gradient_checkpointing=cfg.checkpointing,
-            use_cpu=on_cpu,
-            bf16=cfg.precision == "bfloat16",
-            seed=derive(seed, "sft") % 2**31,
-            logging_steps=5,
-            save_strategy="epoch",
-            save_total_limit=1,
-            save_only_model=False,
-            disable_tqdm=True,
-            report_to=[],
-        ),
+        args=_arguments(cfg, seed=seed, folder=folder),
     )
+    trainer.remove_callback(PrinterCallback)
     kept = cast(Dataset, trainer.train_dataset)
     n_kept = sum(map(len, kept["seq_lengths"])) if cfg.packing else len(kept)
     if n_kept != len(rows):
         raise ValueError(f"TRL kept {n_kept} of {len(rows)} pairs: check mitigate.max_length")
     return trainer
+
+
+def _arguments(cfg: Settings, *, seed: int, folder: Path) -> SFTConfig:
+    """TRL's settings; the progress bar, the tracker and the seed are ours."""
+    return SFTConfig(
+        output_dir=str(folder / "trainer"),
+        num_train_epochs=cfg.epochs,
+        learning_rate=cfg.learning_rate,
+        per_device_train_batch_size=cfg.batch,
+        gradient_accumulation_steps=cfg.accumulation,
+        warmup_steps=cfg.warmup,
+        lr_scheduler_type=cfg.schedule,
+        max_length=cfg.max_length,
+        packing=cfg.packing,
+        packing_strategy="bfd",
+        completion_only_loss=True,
+        gradient_checkpointing=cfg.checkpointing,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=cfg.precision == "bfloat16",
+        seed=derive(seed, "sft") % 2**31,
+        logging_steps=5,
+        save_strategy="epoch",
+        save_total_limit=1,
+        disable_tqdm=True,
+        report_to=[],
+    )
 
 
 class _Bar(TrainerCallback):
@@ -169,9 +177,6 @@ class _Bar(TrainerCallback):
         loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)
         self._task.advance(percent - self._shown, note="" if loss is None else f"loss {loss:.2f}")
         self._shown = percent
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep the trainer from printing its logs: they go to training.jsonl and the tracker."""
 
 
 def _save(network: Any, *, base: Model, tokenizer: PreTrainedTokenizerBase, store: Store) -> None:

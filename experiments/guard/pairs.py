@@ -1,9 +1,9 @@
 """Rebuild evorefuse/data/guard_pairs.jsonl: what the guard adapter is trained on.
 
 Unsafe requests are answered by a written refusal (a third of them between neutral sentences), everyday requests by the
-base model's own answer, uncut: the shortest of several samples that ended by themselves. Where none ended within the
-limit, the request is put once more under a system prompt that asks for brevity; what is still without a whole answer is
-left out and counted. Run from the repository root:
+base model's own answers, uncut: its greedy answer where that ends by itself within the limit (so that there is nothing to
+learn from it but not to refuse), else the same under a system prompt that asks for brevity, else samples of that. Answers that refuse or apologise are left out, since they would teach the
+guard to refuse the harmless. A request without such an answer is left out and counted. Run from the repository root:
 
     python experiments/guard/pairs.py
 """
@@ -14,13 +14,15 @@ from pathlib import Path
 
 from evorefuse.lm.hf import HF
 from evorefuse.lm.model import Model
-from evorefuse.records import Instruction, Pair, stream
+from evorefuse.records import Exchange, Instruction, Pair, stream
 from evorefuse.sampling import Sampling, draw
+from evorefuse.scorer.classifier import Classifier
 from evorefuse.store import dumps
 
 DATA = Path(__file__).parents[2] / "evorefuse" / "data"
-PLAIN = Sampling(samples=3, max_tokens=160, temperature=0.7, top_p=0.95, top_k=50)
-BRIEF = replace(PLAIN, samples=5, system="You are a helpful assistant. Answer in one, two or three short sentences.")
+PLAIN = Sampling(samples=1, max_tokens=90, temperature=0.0)
+BRIEF = replace(PLAIN, max_tokens=60, system="You are a helpful assistant. Answer in one short sentence.")
+WARM = replace(BRIEF, samples=4, temperature=0.5, top_p=0.95, top_k=50)
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -37,20 +39,30 @@ def refusals() -> list[Pair]:
     return [Pair(instruction=text, chosen=rng.choice(wordings), kind="unsafe") for text in texts]
 
 
+def whole(own: tuple[Exchange, ...], *, judge: Classifier) -> list[str]:
+    """The answers that ended by themselves and comply, shortest first."""
+    kept: list[str] = []
+    for exchange, verdict in zip(own, judge.score(own), strict=True):
+        text = exchange.reply.text.strip() if exchange.reply and exchange.reply.finish == "stop" else ""
+        complies = verdict.value is not None and verdict.value < 0.2 and "sorry" not in text.lower()
+        if complies and text.isascii() and len(text.split()) > 1:
+            kept.append(text)
+    return sorted(kept, key=len)
+
+
 def answers() -> list[Pair]:
-    """Every everyday request with the model's own shortest whole answer."""
-    target = HF(model=Model(name="smollm2", source="embedded"))
+    """Every everyday request with the model's own whole answer."""
+    target, judge = HF(model=Model(name="smollm2", source="embedded")), Classifier()
     todo = [Instruction(text=row["instruction"], source=row["length"]) for row in rows("guard_everyday")]
-    found: dict[str, Pair] = {}
-    for sampling in (PLAIN, BRIEF):
-        missing = [instruction for instruction in todo if instruction.id not in found]
+    pairs: dict[str, Pair] = {}
+    for sampling in (PLAIN, BRIEF, WARM):
+        missing = [instruction for instruction in todo if instruction.id not in pairs]
         for own in draw(target, missing, sampling=sampling, seed=1):
-            whole = [x.reply.text.strip() for x in own if x.reply and x.reply.finish == "stop" and x.reply.text.strip()]
-            if whole:
-                asked = own[0].instruction
-                found[asked.id] = Pair(instruction=asked.text, chosen=min(whole, key=len), kind=asked.source)
-        print(f"{len(found)} of {len(todo)} everyday requests have a whole answer")
-    return [found[instruction.id] for instruction in todo if instruction.id in found]
+            asked, found = own[0].instruction, whole(own, judge=judge)
+            if found:
+                pairs[asked.id] = Pair(instruction=asked.text, chosen=found[0], kind=asked.source)
+        print(f"{len(pairs)} of {len(todo)} everyday requests have a whole answer")
+    return [pairs[instruction.id] for instruction in todo if instruction.id in pairs]
 
 
 if __name__ == "__main__":

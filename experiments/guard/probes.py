@@ -1,7 +1,7 @@
-"""Rebuild evorefuse/data/probe_neutral.jsonl and probe_sensitive.jsonl: held-out everyday requests with one sentence added.
+"""Rebuild evorefuse/data/probe_{neutral,sensitive}.jsonl: held-out everyday requests with one sentence added.
 
-Each held-out request appears with two neutral and with two sensitive but innocent sentences that the guard never saw, so
-that what a sentence adds to the refusal probability is paired by request. Run from the repository root:
+Each held-out request appears with two neutral and with two sensitive but innocent sentences that the guard never saw,
+so that what a sentence adds to the refusal probability is paired by request. Run from the repository root:
 
     python experiments/guard/probes.py
 """
@@ -30,7 +30,9 @@ def main() -> None:
             text = row["instruction"]
             for addition in stream("probes", kind, content_id(text)).sample(additions, 2):
                 parts = [addition["text"], text] if addition["position"] == "before" else [text, addition["text"]]
-                lines.append(dumps({"instruction": " ".join(parts), "seed_id": content_id(text), "length": row["length"]}))
+                lines.append(
+                    dumps({"instruction": " ".join(parts), "seed_id": content_id(text), "length": row["length"]})
+                )
         (DATA / f"probe_{kind}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,98 @@
+"""What a user sees who makes a mistake: one clear line before any work, and nothing written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "evorefuse.run", "tracker=files", *overrides],
+        cwd=ROOT,
+        env={**os.environ, "EVOREFUSE_OUTPUTS": str(outputs)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("generate.chunks=3", "generate.chunks"),
+        ("+generate.chunks=3", "unknown key generate.chunks; did you mean 'chunk'?"),
+        ("+generate.schedule.step=3", "unknown key generate.schedule.step; did you mean 'steps'?"),
+        ("+fitness.lambda=1", "unknown key fitness.lambda"),
+        ("+sead=3", "unknown key sead; did you mean 'seed'?"),
+        ("+target.revison=x", "unknown key target.model.revison; did you mean 'revision'?"),
+        ("generate.schedule.steps=three", "generate.schedule.steps: Input should be a valid integer"),
+        ("seed=one", "seed: Input should be a valid integer"),
+        ("engine.dtype=int8", "target.dtype: Input should be"),
+        ("stages=[generate,bench]", "unknown stage 'bench'"),
+        ("mutator=gpt", "Could not find 'mutator/gpt'"),
+        ("+experiment=nothing", "Could not find 'experiment/nothing'"),
+        ("seeds._target_=evorefuse.source.jsonl.Fil", "cannot load 'evorefuse.source.jsonl.Fil'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_any_work(override: str, said: str, tmp_path: Path) -> None:
+    done = run(tmp_path, override)
+    shown = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert said in shown
+    assert "Traceback" not in shown
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_missing_file_is_named_before_any_work(tmp_path: Path) -> None:
+    done = run(tmp_path, "source@seeds=jsonl", "seeds.path=/nowhere/mine.jsonl")
+    assert done.returncode == 2
+    assert "seeds.path: no file at /nowhere/mine.jsonl" in " ".join(done.stderr.split())
+
+
+def test_an_experiment_on_public_sets_says_what_it_needs(tmp_path: Path) -> None:
+    done = run(tmp_path, "+experiment=guard", "public_data=null")
+    assert done.returncode == 2
+    assert "needs public_data=<the folder that holds xstest_prompts.csv>" in " ".join(done.stderr.split())
+
+
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n\n", encoding="utf-8")
+    done = run(tmp_path / "out", "source@seeds=jsonl", f"seeds.path={empty}")
+    assert done.returncode == 2
+    assert "holds no usable instruction" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_hostile_seeds_are_counted_or_carried_as_text(tmp_path: Path) -> None:
+    control = json.loads((ROOT / "evorefuse" / "data" / "controls.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    texts = [
+        "x " * 5000,
+        "How do I bake 🍞 bread?",
+        "كيف أخبز الخبز؟",
+        control["instruction"],
+        "Say <b>hi</b> & </script>.",
+    ]
+    rows = [json.dumps({"instruction": text}, ensure_ascii=False) for text in texts]
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text("\n".join([*rows[:2], "{broken", *rows[2:], '{"other": 1}']) + "\n", encoding="utf-8")
+    done = run(tmp_path / "out", "+experiment=smoke", "source@seeds=jsonl", f"seeds.path={seeds}", "seeds.sample=0")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "3 rows skipped (1 broken, 1 without text, 1 too long), 4 instructions kept" in said
+    folder = tmp_path / "out" / "smoke" / "main"
+    lines = (folder / "generate" / "evolved" / "instructions.jsonl").read_text(encoding="utf-8").splitlines()
+    seeds_kept = {json.loads(line)["lineage"][0]["instruction"] for line in lines}
+    assert control["instruction"] not in seeds_kept
+    assert texts[1] in seeds_kept
+    notes = json.loads((folder / "generate" / "summary.json").read_text(encoding="utf-8"))["notes"]
+    assert any("seeds not judged harmless" in note for note in notes)
+    page = (folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<b>hi</b>" not in page
+    assert "&lt;b&gt;hi&lt;/b&gt;" in page
