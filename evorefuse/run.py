@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def main(config: DictConfig) -> None:
     """Run the configured stages in order; a fault that the user can mend is one clear line."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")  # of its own making
     progress = Progress()
     try:
         execute(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True)), progress)

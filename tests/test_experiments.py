@@ -24,6 +24,9 @@ SMALL_SEARCH = (
     "benchmark.sampling.max_tokens=4",
     "benchmark.sets.controls.sample=2",
 )
+SHIPPED = (
+    "controls", "held_out_unsafe", "everyday", "everyday_short", "everyday_long", "probe_neutral", "probe_sensitive"
+)  # fmt: skip
 SMALLER = {
     "demo": (*SMALL_SEARCH, "tracker=wandb"),
     "smoke": SMALL_SEARCH[2:],
@@ -33,8 +36,7 @@ SMALLER = {
         "mitigate.max_length=128",
         "benchmark.sampling.samples=1",
         "benchmark.sampling.max_tokens=4",
-        *(f"benchmark.sets.{name}.sample=2" for name in ("controls", "held_out_unsafe", "everyday_short", "everyday_long")),
-        *(f"benchmark.sets.{name}.sample=2" for name in ("everyday", "probe_neutral", "probe_sensitive")),
+        *(f"benchmark.sets.{name}.sample=2" for name in SHIPPED),
     ),
     "judge": (),
     "throughput": ("throughput.candidates=1", "throughput.samples=1", "throughput.max_tokens=2", "throughput.repeats=1",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -116,6 +116,7 @@ def _trainer(
     Raises:
         ValueError: where TRL dropped pairs, which it does without a word.
     """
+    disable_progress_bars()
     network = load_model(base, adapter=base.adapter_folder(), device=pick_device("auto"), dtype=torch.float32)
     rows = [{"prompt": _turns(p), "completion": [{"role": "assistant", "content": p.chosen}]} for p in pairs]
     modules = base.lora_modules if isinstance(base.lora_modules, str) else list(base.lora_modules)
