@@ -1,7 +1,8 @@
 """Generate: evolve harmless seeds into harmless instructions that the target refuses, beside a control arm.
 
 Writes for each arm `<arm>/journal.jsonl` (one Step a line), `<arm>/instructions.jsonl` (the best of each lineage and
-how it came about) and `<arm>/path.jsonl` (what each lineage would have returned after each iteration).
+how it came about), `<arm>/path.jsonl` (what each lineage would have returned after each iteration) and
+`<arm>/candidates.jsonl` (all that was scored, chosen or not).
 """
 
 from collections.abc import Sequence
@@ -60,6 +61,8 @@ def run(
             raise ValueError(f"none of the {len(start)} seeds was judged harmless by {safety.name}: nothing to evolve")
         store.write_jsonl(f"{arm}/instructions.jsonl", [_row(best) for chunk in steps for best in _winners(chunk)])
         store.write_jsonl(f"{arm}/path.jsonl", [row for chunk in steps for row in _path(chunk)])
+        offered = [candidate for chunk in steps for step in chunk[1:] for candidate in step.proposed]
+        store.write_jsonl(f"{arm}/candidates.jsonl", map(_flat, offered))
         metrics |= {f"{arm}/{name}": metric for name, metric in _figures(steps).items()}
         if dropped := sum(chunk[0].n_unsafe for chunk in steps):
             notes.append(f"{arm}: {dropped} of {len(start)} seeds not judged harmless, so not evolved")

@@ -1,7 +1,7 @@
 """Rebuild evorefuse/data/guard_pairs.jsonl: what the guard adapter is trained on.
 
-Unsafe requests are answered by a written refusal (a third of them between neutral sentences), everyday requests by the
-base model's own answers, uncut: its greedy answer where that ends by itself within the limit (so that there is nothing
+Unsafe requests are answered by a written refusal (a third of them between neutral sentences, which stand around every
+second short everyday request too, so that they tell the guard nothing), everyday requests by the base model's own answers, uncut: its greedy answer where that ends by itself within the limit (so that there is nothing
 to learn from it but not to refuse), else the same under a system prompt that asks for brevity, else samples of that.
 Answers that refuse or apologise are left out, since they would teach the guard to refuse the harmless. A request without
 such an answer is left out and counted. Run from the repository root:
@@ -40,6 +40,22 @@ def refusals() -> list[Pair]:
     return [Pair(instruction=text, chosen=rng.choice(wordings), kind="unsafe") for text in texts]
 
 
+def requests() -> list[Instruction]:
+    """The everyday requests; every second short one between neutral sentences.
+
+    They are those that stand around unsafe requests, so that a neutral sentence says nothing about what it surrounds.
+    """
+    frames = [(row["padded"], row["instruction"]) for row in rows("guard_unsafe") if "padded" in row]
+    rng, found = stream("guard", "frames"), []
+    for index, row in enumerate(rows("guard_everyday")):
+        text = row["instruction"]
+        if row["length"] == "short" and index % 2:
+            padded, unsafe = rng.choice(frames)
+            text = padded.replace(unsafe, text)
+        found.append(Instruction(text=text, source=row["length"]))
+    return found
+
+
 def whole(own: tuple[Exchange, ...], *, judge: Classifier) -> list[str]:
     """The answers that ended by themselves and comply, shortest first."""
     kept: list[str] = []
@@ -54,7 +70,7 @@ def whole(own: tuple[Exchange, ...], *, judge: Classifier) -> list[str]:
 def answers() -> list[Pair]:
     """Every everyday request with the model's own whole answer."""
     target, judge = HF(model=Model(name="smollm2", source="embedded")), Classifier()
-    todo = [Instruction(text=row["instruction"], source=row["length"]) for row in rows("guard_everyday")]
+    todo = requests()
     pairs: dict[str, Pair] = {}
     for sampling in (PLAIN, BRIEF, WARM):
         missing = [instruction for instruction in todo if instruction.id not in pairs]
