@@ -54,7 +54,7 @@ def main() -> None:
     name, *folders = sys.argv[1:]
     cells = {
         Path(folder).name: {
-            part.parent.name: stage(part.parent) for part in sorted(Path(folder).glob("*/summary.json"))
+            part.parent.name: stage(part.parent) for part in sorted(Path(folder).glob("*/manifest.json"))
         }
         for folder in folders
     }

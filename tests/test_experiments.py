@@ -36,11 +36,11 @@ SMALLER = {
         "mitigate.max_length=128",
         "benchmark.sampling.samples=1",
         "benchmark.sampling.max_tokens=4",
-        *(f"benchmark.sets.{name}.sample=2" for name in SHIPPED),
+        *(f"++benchmark.sets.{name}.sample=2" for name in SHIPPED),
     ),
     "judge": (),
     "throughput": ("throughput.candidates=1", "throughput.samples=1", "throughput.max_tokens=2", "throughput.repeats=1",
-                   "throughput.gemm_size=64", "throughput.copy_mib=1"),
+                   "throughput.gemm_size=64", "throughput.copy_mib=1", "throughput.dtypes=[float32]"),
 }  # fmt: skip
 
 
