@@ -4,7 +4,7 @@ import csv
 import io
 
 import pytest
-from report_cell import PHRASES, make_seeds, run_benchmark, run_generate
+from report_cell import PHRASES, make_seeds
 
 from evorefuse.page.cell import read_cell
 from evorefuse.page.findings import check, curves, strategies, validity
@@ -12,14 +12,6 @@ from evorefuse.page.lineage import new_words, pick
 from evorefuse.page.tables import Column, Table, interval, number, p_value, to_csv, to_markdown, to_tex
 from evorefuse.records import Metric
 from evorefuse.store import encode
-
-
-@pytest.fixture(scope="module")
-def cell(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "cell"
-    run_generate(folder)
-    run_benchmark(folder)
-    return folder
 
 
 def test_findings(cell):

@@ -11,14 +11,6 @@ from evorefuse.records import Metric, Summary
 from evorefuse.store import Store
 
 
-@pytest.fixture(scope="module")
-def cell(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "cell"
-    run_generate(folder)
-    run_benchmark(folder)
-    return folder
-
-
 def test_everything_is_there(cell):
     file, tracker = io.StringIO(), Recorder()
     bounds = {
