@@ -6,10 +6,10 @@ All lineages of a chunk advance together, so each port sees one big batch an ite
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evorefuse.ports import FitnessEstimator, Mutator, Scorer
-from evorefuse.records import Candidate, Exchange, Instruction, Proposal, Step, Verdict, derive, stream
+from evorefuse.records import Candidate, Exchange, Fitness, Instruction, Proposal, Step, Verdict, derive, stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,12 @@ class Schedule:
 
     ``elite`` is L, the mutants that may be recombined (0: no recombination), and ``children`` N, the pairs drawn from
     them. Annealing: τ_t = max(tau_final, tau_start - tau_decay·t); all three 0 is greedy.
+
+    Beyond the paper: before one is chosen, the ``finalists`` fittest of a lineage and its current instruction are
+    estimated once more and the estimates pooled, since the best of many noisy ones is mostly a lucky one. A lineage
+    that has kept its instruction for ``patience`` iterations has converged and stops (0: never). With ``unsafe_seeds``
+    (the paper's TRIDENT seeds) a seed that is not harmless begins a lineage too, unscored; only what is harmless is
+    ever kept, so the first accepted mutation is what made it so.
     """
 
     steps: int = 5
@@ -26,6 +32,9 @@ class Schedule:
     tau_start: float = 0.1
     tau_decay: float = 0.005
     tau_final: float = 0.05
+    finalists: int = 0
+    patience: int = 0
+    unsafe_seeds: bool = False
 
     def tau(self, t: int) -> float:
         """The annealing temperature of iteration ``t`` (nats)."""
@@ -51,19 +60,19 @@ def evolve(
 ) -> Iterator[Step]:
     """Yield one Step an iteration, the seeds first (t = -1); ``last`` resumes after that step.
 
-    A seed that is not judged harmless has no lineage: it is counted in ``n_unsafe`` of the first step.
+    A seed that is not judged harmless has no lineage (but for ``unsafe_seeds``): it is counted in ``n_unsafe`` of the
+    first step.
     """
 
     def screen(offers: Sequence[Sequence[Proposal]], known: Sequence[set[str]]) -> _Screened:
         return _screen(offers, known=known, safety=safety, fitness=fitness, seed=derive(seed, "fitness"))
 
     if last is None:
-        first = screen([[Proposal(op="seed", instruction=item)] for item in seeds], [set() for _ in seeds])
-        alive = tuple(lineage[0] for lineage in first.lineages if lineage)
-        last = Step(t=-1, tau=schedule.tau_start, current=alive, best=alive, proposed=alive, n_unsafe=first.n_unsafe)
+        last = _begin(seeds, safety=safety, fitness=fitness, schedule=schedule, seed=derive(seed, "fitness"))
         yield last
     for t in range(last.t + 1, schedule.steps):
-        current = [candidate.instruction for candidate in last.current]
+        going = [not schedule.patience or stale < schedule.patience for stale in last.stale]
+        current = [candidate.instruction for candidate in itertools.compress(last.current, going)]
         known = [{instruction.id} for instruction in current]
         mutants = screen(mutator.mutate(current, seed=derive(seed, "mutate", t)), known)
         pairs = [
@@ -74,17 +83,20 @@ def evolve(
         for ids, lineage in zip(known, mutants.lineages, strict=True):
             ids.update(candidate.instruction.id for candidate in lineage)
         children = screen([list(itertools.islice(fused, len(own))) for own in pairs], known)
-        pools = [mutated + fresh for mutated, fresh in zip(mutants.lineages, children.lineages, strict=True)]
-        chosen = [
-            _anneal(old, pool, tau=schedule.tau(t), key=(seed, t))
-            for old, pool in zip(last.current, pools, strict=True)
-        ]
+        bred = iter(m + c for m, c in zip(mutants.lineages, children.lineages, strict=True))
+        contests = [(old, next(bred) if goes else []) for old, goes in zip(last.current, going, strict=True)]
+        contests = _again(contests, fitness=fitness, finalists=schedule.finalists, seed=derive(seed, "again", t))
+        chosen = [_anneal(old, pool, tau=schedule.tau(t), key=(seed, t)) for old, pool in contests]
         last = Step(
             t=t,
             tau=schedule.tau(t),
             current=tuple(chosen),
-            best=tuple(new if value(new) > value(old) else old for old, new in zip(last.best, chosen, strict=True)),
-            proposed=tuple(itertools.chain.from_iterable(pools)),
+            best=tuple(map(_better, last.best, [old for old, _ in contests], chosen)),
+            proposed=tuple(itertools.chain.from_iterable(pool for _, pool in contests)),
+            stale=tuple(
+                stale + 1 if _same(new, old) else 0
+                for stale, new, old in zip(last.stale, chosen, last.current, strict=True)
+            ),
             n_unsafe=mutants.n_unsafe + children.n_unsafe,
             n_failed=mutants.n_failed + children.n_failed,
         )
@@ -94,6 +106,84 @@ def evolve(
 def value(candidate: Candidate) -> float:
     """F of a candidate in nats; -inf where it could not be estimated, so any measured candidate beats it."""
     return -math.inf if candidate.fitness.value is None else candidate.fitness.value
+
+
+def harmless(verdict: Verdict) -> bool:
+    """Whether a safety verdict says harmless; debatable is not, and unscored is not."""
+    return verdict.label == "safe" and verdict.value is not None
+
+
+def _begin(
+    seeds: Sequence[Instruction], *, safety: Scorer, fitness: FitnessEstimator, schedule: Schedule, seed: int
+) -> Step:
+    """The seeds, judged and scored: the step before the first."""
+    offers = [[Proposal(op="seed", instruction=item)] for item in seeds]
+    first = _screen(offers, known=[set() for _ in seeds], safety=safety, fitness=fitness, seed=seed)
+    alive = [lineage[0] for lineage in first.lineages if lineage]
+    if schedule.unsafe_seeds:
+        dropped = [item for item, lineage in zip(seeds, first.lineages, strict=True) if not lineage]
+        verdicts = safety.score([Exchange(instruction=item) for item in dropped])
+        unscored = Fitness(value=None, error="not harmless, so not put to the target")
+        raw = {
+            x.id: Candidate(instruction=x, safety=v, fitness=unscored) for x, v in zip(dropped, verdicts, strict=True)
+        }
+        scored = {candidate.instruction.id: candidate for candidate in alive}
+        alive = [scored.get(item.id) or raw[item.id] for item in seeds]
+    n_unsafe = 0 if schedule.unsafe_seeds else first.n_unsafe
+    started = tuple(alive)
+    return Step(
+        t=-1, tau=schedule.tau_start, current=started, best=started, proposed=started, stale=(0,) * len(started),
+        n_unsafe=n_unsafe,
+    )  # fmt: skip
+
+
+def _again(
+    contests: Sequence[tuple[Candidate, list[Candidate]]], *, fitness: FitnessEstimator, finalists: int, seed: int
+) -> list[tuple[Candidate, list[Candidate]]]:
+    """The contests (current, pool) with the fittest of each pool, and its current, estimated once more and pooled."""
+    if not finalists:
+        return list(contests)
+    ranked = [[old, *sorted(pool, key=value, reverse=True)[:finalists]] if pool else [] for old, pool in contests]
+    rivals = {c.instruction.id: c.instruction for own in ranked for c in own if c.fitness.value is not None}
+    fresh = dict(zip(rivals, fitness.estimate(list(rivals.values()), seed=seed), strict=True))
+
+    def pooled(candidate: Candidate, own: Sequence[Candidate]) -> Candidate:
+        if not any(_same(candidate, rival) for rival in own) or candidate.instruction.id not in fresh:
+            return candidate
+        return replace(candidate, fitness=_pool(candidate.fitness, fresh[candidate.instruction.id]))
+
+    return [
+        (pooled(old, own), [pooled(candidate, own) for candidate in pool])
+        for (old, pool), own in zip(contests, ranked, strict=True)
+    ]
+
+
+def _pool(first: Fitness, second: Fitness) -> Fitness:
+    """Two estimates of one fitness as one: each part averaged by its number of samples."""
+    if first.value is None or second.value is None:
+        return first if second.value is None else second
+    a, b = (first.n, second.n) if first.n + second.n else (1, 1)
+
+    def mean(x: float | None, y: float | None) -> float | None:
+        return None if x is None or y is None else (a * x + b * y) / (a + b)
+
+    return Fitness(
+        value=mean(first.value, second.value),
+        log_refusal=mean(first.log_refusal, second.log_refusal),
+        log_confidence=mean(first.log_confidence, second.log_confidence),
+        n=first.n + second.n,
+        n_unscored=first.n_unscored + second.n_unscored,
+    )
+
+
+def _same(one: Candidate, other: Candidate) -> bool:
+    return one.instruction.id == other.instruction.id
+
+
+def _better(best: Candidate, old: Candidate, new: Candidate) -> Candidate:
+    """The best so far of a lineage, given what it kept; ``old`` is the current one under its latest estimate."""
+    best = old if _same(best, old) else best
+    return new if value(new) > value(best) else best
 
 
 def _screen(
@@ -111,18 +201,13 @@ def _screen(
         fresh.append([instruction for key, instruction in texts.items() if key not in ids])
     flat = list(itertools.chain.from_iterable(fresh))
     verdicts = safety.score([Exchange(instruction=instruction) for instruction in flat])
-    harmless = [(x, verdict) for x, verdict in zip(flat, verdicts, strict=True) if _is_harmless(verdict)]
-    scores = fitness.estimate([instruction for instruction, _ in harmless], seed=seed)
-    scored = iter([Candidate(instruction=x, safety=v, fitness=f) for (x, v), f in zip(harmless, scores, strict=True)])
+    kept = [(x, verdict) for x, verdict in zip(flat, verdicts, strict=True) if harmless(verdict)]
+    scores = fitness.estimate([instruction for instruction, _ in kept], seed=seed)
+    scored = iter([Candidate(instruction=x, safety=v, fitness=f) for (x, v), f in zip(kept, scores, strict=True)])
     judged = iter(verdicts)
-    lineages = [[next(scored) for _ in own if _is_harmless(next(judged))] for own in fresh]
+    lineages = [[next(scored) for _ in own if harmless(next(judged))] for own in fresh]
     n_offered = sum(len(own) for own in offers)
-    return _Screened(lineages=lineages, n_unsafe=len(flat) - len(harmless), n_failed=n_offered - len(flat))
-
-
-def _is_harmless(verdict: Verdict) -> bool:
-    """Whether a safety verdict says harmless; debatable is not, and unscored is not."""
-    return verdict.label == "safe" and verdict.value is not None
+    return _Screened(lineages=lineages, n_unsafe=len(flat) - len(kept), n_failed=n_offered - len(flat))
 
 
 def _pairs(

@@ -3,8 +3,11 @@
 A failed item is a value (``error`` set), never an exception and never a 0. A broken set-up is an exception at once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from evorefuse.records import Exchange, Fitness, Instruction, Message, Proposal, Reply, Request, Summary, Verdict
 
@@ -20,6 +23,29 @@ class LM(Protocol):
 
     def complete(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply a request, in order. The batch is the unit of determinism: same batch, same replies."""
+        ...
+
+
+@runtime_checkable
+class Streaming(LM, Protocol):
+    """A model behind a network: replies arrive one by one, cost money, and do not depend on their batch."""
+
+    @property
+    def price(self) -> tuple[float, float]:
+        """US dollars a million tokens, read and written; (0, 0) where it is free or unknown."""
+        ...
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """Each request's index and reply, as they arrive; closing the iterator cancels what is still open."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Texts as points whose closeness is closeness of meaning."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors [N, D], one a text, in order; a text's vector does not depend on the others."""
         ...
 
 

@@ -82,6 +82,8 @@ class Request:
     """All that changes a reply. ``sample`` tells apart repeats of one prompt; ``seed`` drives the sampling.
 
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 switch those filters off; ``max_tokens`` counts new tokens.
+    ``schema`` is the JSON schema (canonical JSON text) that the reply should follow; a model that cannot be held to one
+    ignores it.
     """
 
     messages: tuple[Message, ...]
@@ -92,6 +94,7 @@ class Request:
     seed: int = 0
     sample: int = 0
     logprobs: bool = True
+    schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +185,8 @@ class Step:
     """One iteration of a chunk of lineages: one journal line, and the whole resumable state.
 
     ``t`` is -1 for the seeds, then 0 … I-1; ``tau`` the annealing temperature; ``current`` and ``best`` hold one
-    candidate a lineage, in the order of the seeds; ``proposed`` every candidate that was scored in this step.
+    candidate a lineage, in the order of the seeds; ``stale`` for how many iterations each lineage has kept its current
+    one; ``proposed`` every candidate that was scored in this step.
     """
 
     t: int
@@ -190,6 +194,7 @@ class Step:
     current: tuple[Candidate, ...]
     best: tuple[Candidate, ...]
     proposed: tuple[Candidate, ...] = ()
+    stale: tuple[int, ...] = ()
     n_unsafe: int = 0
     n_failed: int = 0
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evorefuse.evolve import Schedule, evolve, value
+from evorefuse.evolve import Schedule, evolve, harmless, value
 from evorefuse.ports import FitnessEstimator, Mutator, Scorer, Source, Tracker
 from evorefuse.progress import Progress
 from evorefuse.records import Candidate, Instruction, Metric, Step, Summary
@@ -59,7 +59,11 @@ def run(
         )  # fmt: skip
         if not any(chunk[-1].best for chunk in steps):
             raise ValueError(f"none of the {len(start)} seeds was judged harmless by {safety.name}: nothing to evolve")
-        store.write_jsonl(f"{arm}/instructions.jsonl", [_row(best) for chunk in steps for best in _winners(chunk)])
+        winners = [winner for chunk in steps for winner in _winners(chunk)]
+        kept = [winner for winner in winners if harmless(winner[0].safety)]
+        store.write_jsonl(f"{arm}/instructions.jsonl", map(_row, kept))
+        if len(kept) < len(winners):
+            notes.append(f"{arm}: {len(winners) - len(kept)} of {len(winners)} unsafe seeds found no harmless mutation")
         store.write_jsonl(f"{arm}/path.jsonl", [row for chunk in steps for row in _path(chunk)])
         offered = [candidate for chunk in steps for step in chunk[1:] for candidate in step.proposed]
         store.write_jsonl(f"{arm}/candidates.jsonl", map(_flat, offered))
@@ -162,8 +166,8 @@ def _flat(candidate: Candidate) -> dict[str, Any]:
 
 
 def _path(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """Lines of path.jsonl: the best so far of each lineage after each iteration (t = -1 is the seed)."""
-    return [{"t": step.t, **_flat(best)} for step in steps for best in step.best]
+    """Lines of path.jsonl: the best so far of each lineage after each iteration (t = -1 is the seed), if harmless."""
+    return [{"t": step.t, **_flat(best)} for step in steps for best in step.best if harmless(best.safety)]
 
 
 def _figures(chunks: Sequence[Sequence[Step]]) -> dict[str, Metric]:
