@@ -5,7 +5,7 @@ All lineages of a chunk advance together, so each port sees one big batch an ite
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from evorefuse.ports import FitnessEstimator, Mutator, Scorer
@@ -73,18 +73,9 @@ def evolve(
     for t in range(last.t + 1, schedule.steps):
         going = [not schedule.patience or stale < schedule.patience for stale in last.stale]
         current = [candidate.instruction for candidate in itertools.compress(last.current, going)]
-        known = [{instruction.id} for instruction in current]
-        mutants = screen(mutator.mutate(current, seed=derive(seed, "mutate", t)), known)
-        pairs = [
-            _pairs(lineage, schedule=schedule, key=(seed, t, x.id))
-            for x, lineage in zip(current, mutants.lineages, strict=True)
-        ]
-        fused = iter(mutator.recombine([pair for own in pairs for pair in own], seed=derive(seed, "recombine", t)))
-        for ids, lineage in zip(known, mutants.lineages, strict=True):
-            ids.update(candidate.instruction.id for candidate in lineage)
-        children = screen([list(itertools.islice(fused, len(own))) for own in pairs], known)
-        bred = iter(m + c for m, c in zip(mutants.lineages, children.lineages, strict=True))
-        contests = [(old, next(bred) if goes else []) for old, goes in zip(last.current, going, strict=True)]
+        bred = _breed(current, mutator=mutator, screen=screen, schedule=schedule, seed=seed, t=t)
+        pools = iter(bred.lineages)
+        contests = [(old, next(pools) if goes else []) for old, goes in zip(last.current, going, strict=True)]
         contests = _again(contests, fitness=fitness, finalists=schedule.finalists, seed=derive(seed, "again", t))
         chosen = [_anneal(old, pool, tau=schedule.tau(t), key=(seed, t)) for old, pool in contests]
         last = Step(
@@ -97,10 +88,37 @@ def evolve(
                 stale + 1 if _same(new, old) else 0
                 for stale, new, old in zip(last.stale, chosen, last.current, strict=True)
             ),
-            n_unsafe=mutants.n_unsafe + children.n_unsafe,
-            n_failed=mutants.n_failed + children.n_failed,
+            n_unsafe=bred.n_unsafe,
+            n_failed=bred.n_failed,
         )
         yield last
+
+
+def _breed(
+    current: Sequence[Instruction],
+    *,
+    mutator: Mutator,
+    screen: Callable[[Sequence[Sequence[Proposal]], Sequence[set[str]]], _Screened],
+    schedule: Schedule,
+    seed: int,
+    t: int,
+) -> _Screened:
+    """The harmless mutants of each instruction, and the harmless children of pairs of its fittest mutants."""
+    known = [{instruction.id} for instruction in current]
+    mutants = screen(mutator.mutate(current, seed=derive(seed, "mutate", t)), known)
+    pairs = [
+        _pairs(lineage, schedule=schedule, key=(seed, t, x.id))
+        for x, lineage in zip(current, mutants.lineages, strict=True)
+    ]
+    fused = iter(mutator.recombine([pair for own in pairs for pair in own], seed=derive(seed, "recombine", t)))
+    for ids, lineage in zip(known, mutants.lineages, strict=True):
+        ids.update(candidate.instruction.id for candidate in lineage)
+    children = screen([list(itertools.islice(fused, len(own))) for own in pairs], known)
+    return _Screened(
+        lineages=[own + fresh for own, fresh in zip(mutants.lineages, children.lineages, strict=True)],
+        n_unsafe=mutants.n_unsafe + children.n_unsafe,
+        n_failed=mutants.n_failed + children.n_failed,
+    )
 
 
 def value(candidate: Candidate) -> float:
