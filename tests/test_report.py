@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -148,3 +149,32 @@ def test_lineages_are_cut_and_it_is_said(cell):
     _, html = run_report(cell, max_lineages=3)
     assert f"the first 3 of {len(make_seeds())} lineages are shown" in html
     assert html.count('class="lineage"') == 6
+
+
+def test_it_says_what_served_models_cost_and_which_terms_the_fitness_had(cell):
+    _, html = run_report(cell)
+    seen = " ".join(" ".join(parse(html).text).split())
+    assert "what it cost" not in seen
+    assert "refusal and confidence terms" in seen
+    entry = {
+        "stage": "generate", "model": "gpt <b>4o</b>", "requests": 1240, "read": 300_000, "written": 12_000,
+        "usd": 0.42, "cached_requests": 800, "cached_usd": 0.21, "errors": 3, "faults": {"429": 12},
+    }  # fmt: skip
+    (cell / "ledger.json").write_text(json.dumps({"schema": 1, "seconds": 1.0, "budget": {}, "entries": [entry]}))
+    try:
+        _, html = run_report(cell)
+    finally:
+        (cell / "ledger.json").unlink()
+    seen = " ".join(" ".join(parse(html).text).split())
+    for words in ("what it cost", "gpt <b>4o</b>", "1,240", "0.42", "12 × 429"):
+        assert words in seen
+    assert (cell / "report" / "tables" / "cost.csv").is_file()
+
+
+def test_a_search_without_log_probabilities_says_that_the_confidence_term_is_absent(tmp_path):
+    run_generate(tmp_path / "cell")
+    for journal in (tmp_path / "cell" / "generate").glob("*/journal.jsonl"):
+        text = re.sub(r'"log_confidence":-?[0-9.e-]+', '"log_confidence":null', journal.read_text("utf-8"))
+        journal.write_text(text, "utf-8")
+    _, html = run_report(tmp_path / "cell")
+    assert "the confidence term is absent" in " ".join(" ".join(parse(html).text).split())

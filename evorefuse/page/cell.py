@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evorefuse import stats
+from evorefuse import ledger, stats
 from evorefuse.records import Candidate, Instruction, Metric, Step, Summary, Trial, Verdict
 from evorefuse.store import decode, read_json, read_jsonl
 
@@ -35,7 +35,11 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """The parts of one run folder. ``trials`` is keyed by instruction id, ``cards`` by scorer (None: not shipped)."""
+    """The parts of one run folder.
+
+    ``trials`` is keyed by instruction id, ``cards`` by scorer (None: not shipped); ``spent`` is what served models were
+    asked, by stage and model.
+    """
 
     folder: Path
     arms: Mapping[str, Arm]
@@ -43,6 +47,7 @@ class Cell:
     summaries: Mapping[str, Summary]
     manifests: Mapping[str, Mapping[str, Any]]
     cards: Mapping[str, Any] | None
+    spent: Sequence[ledger.Entry] = ()
 
     def fresh(self, instruction: Instruction) -> list[bool | None]:
         """Whether each fresh answer to ``instruction`` refused, fully or in part (None: unscored); [] if never put."""
@@ -110,7 +115,7 @@ def read_cell(folder: Path, *, cards: Path | None = None) -> Cell:
     card_file = cards or SHIPPED_CARDS
     return Cell(
         folder=folder, arms=arms, trials=trials, summaries=summaries, manifests=manifests,
-        cards=read_json(card_file) if card_file.exists() else None,
+        cards=read_json(card_file) if card_file.exists() else None, spent=ledger.read(folder),
     )  # fmt: skip
 
 

@@ -66,12 +66,25 @@ def conditions(cell: Cell) -> list[tuple[str, str]]:
     """What decides a reply, as dotted keys and values: the model, the engine, the sampling, from the manifests."""
     stage = next((name for name in ("benchmark", "generate") if name in cell.manifests), None)
     manifest = cell.manifests[stage] if stage else next(iter(cell.manifests.values()), {})
-    rows: dict[str, str] = {}
+    rows: dict[str, str] = {"fitness": terms} if (terms := fitness_terms(cell)) else {}
     for part in (manifest.get("config", {}), {k: v for k, v in manifest.items() if k != "config"}):
         for key, value in flat(part):
             if any(name in _CONDITIONS for name in key.split(".")) and not key.endswith("_target_"):
                 rows[key] = value
     return list(rows.items())
+
+
+def fitness_terms(cell: Cell) -> str:
+    """Which terms of the ELBO the search went by; empty without a search, or where its fitness has none."""
+    found = [c.fitness for arm in cell.arms.values() for c in arm.proposed if c.fitness.value is not None]
+    if not any(fitness.log_refusal is not None for fitness in found):
+        return ""
+    missing = sum(fitness.log_confidence is None for fitness in found)
+    if not missing:
+        return "refusal and confidence terms"
+    if missing == len(found):
+        return "refusal term alone: the target gives no log-probabilities, so the confidence term is absent"
+    return f"refusal term; the confidence term is absent from {missing} of {len(found)} candidates"
 
 
 def facts(cell: Cell) -> list[tuple[str, list[tuple[str, str]], Mapping[str, Any]]]:

@@ -205,6 +205,28 @@ def metric_table(name: str, metrics: Mapping[str, Metric], *, caption: str = "")
     return Table(name=name, caption=caption, columns=columns, rows=rows)
 
 
+def cost_table(cell: Cell) -> Table | None:
+    """What served models were asked, by stage and model; None where none was."""
+    columns = (
+        Column(key="stage", label="stage"), Column(key="model", label="model"),
+        Column(key="requests", label="requests", kind="count"), Column(key="read", label="tokens read", kind="count"),
+        Column(key="written", label="written", kind="count"), Column(key="usd", label="US dollars", kind="number"),
+        Column(key="cached_requests", label="from cache", kind="count"),
+        Column(key="cached_usd", label="saved dollars", kind="number"),
+        Column(key="errors", label="errors", kind="count"), Column(key="faults", label="faults on the way"),
+    )  # fmt: skip
+    rows = tuple(
+        (e.stage, e.model, e.requests, e.read, e.written, e.usd, e.cached_requests, e.cached_usd, e.errors,
+         ", ".join(f"{n} × {cause}" for cause, n in sorted(e.faults.items())))
+        for e in cell.spent
+    )  # fmt: skip
+    caption = (
+        "Paid requests and those answered from the cache apart; the latter cost nothing, and the dollars they would "
+        "have cost are what was saved. Faults on the way were retried; errors are requests that failed in the end."
+    )
+    return Table(name="cost", caption=caption, columns=columns, rows=rows) if rows else None
+
+
 def check_table(checks: Sequence[Check]) -> Table | None:
     """The bounds written down before the run, and whether they hold; None without any."""
     columns = (

@@ -70,7 +70,7 @@ def run(*, cfg: Settings, store: Store, tracker: Tracker, progress: Progress) ->
         table.name: table
         for table in (
             tables.rates_table(cell, unsafe=unsafe), tables.strategy_table(found), tables.curve_table(points),
-            tables.check_table(checks),
+            tables.check_table(checks), tables.cost_table(cell),
         )
         if table is not None
     }  # fmt: skip
