@@ -3,6 +3,7 @@
     python -m evorefuse.run                          the main job on the embedded model
     python -m evorefuse.run +experiment=smoke        a shipped experiment
     python -m evorefuse.run -m seed=1,2,3            a sweep
+    python -m evorefuse.run dry_run=true             what it would ask and cost, before anything is spent
 
 The only file that knows Hydra.
 """
@@ -13,10 +14,12 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -27,10 +30,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from evorefuse.compose import Composer, ConfigError, expect_keys
+from evorefuse.compose import Composer, ConfigError, check, expect_keys, locate, parameters, services
+from evorefuse.estimate import estimate
+from evorefuse.ledger import Budget, BudgetError, Ledger, line, totals
 from evorefuse.ports import Tracker
 from evorefuse.progress import Progress
 from evorefuse.records import Summary
+from evorefuse.roles import models_in
 from evorefuse.store import ConflictError, Store, encode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +44,20 @@ STAGES = tuple(sorted(path.stem for path in (ROOT / "evorefuse" / "stages").glob
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "hydra-core", "numpy", "scipy", "wandb", "openai")
 EXPECTED_FAULTS = (ConfigError, ConflictError, ValueError, FileNotFoundError, PermissionError, OSError, MemoryError)
 
+
+@cache
+def _scratch() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for this process that goes with it."""
+    return tempfile.TemporaryDirectory(prefix="evorefuse-dry-run-")
+
+
+def _unless_dry(path: str, dry_run: object) -> str:
+    """``path``, or in a dry run a folder that is thrown away."""
+    return _scratch().name if dry_run is True else path
+
+
 OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+OmegaConf.register_new_resolver("unless_dry", _unless_dry, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
@@ -52,6 +71,11 @@ def main(config: DictConfig) -> None:
         folder = HydraConfig.get().runtime.output_dir
         progress.say(f"\nInterrupted. What was measured is safe in {folder}; run the same command again to go on.")
         raise SystemExit(130) from None
+    except BudgetError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        progress.say(str(error), style="bold yellow")
+        raise SystemExit(3) from None
     except EXPECTED_FAULTS as error:
         if os.environ.get("HYDRA_FULL_ERROR") or HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -60,29 +84,61 @@ def main(config: DictConfig) -> None:
 
 
 def execute(config: Mapping[str, Any], progress: Progress) -> dict[str, Summary]:
-    """Run all stages of a resolved configuration; their summaries by name.
+    """Run all stages of a resolved configuration; their summaries by name (none of a dry run).
 
     All of it is checked before any work begins.
 
     Raises:
         ConfigError: where the configuration does not fit.
         ConflictError: where the folder holds another configuration's results.
+        BudgetError: where the budget is spent; the same run with a larger one goes on.
     """
     expect_keys(config, _known_keys(), where="")
     modules = {name: _stage(name) for name in config["stages"]}
-    composer = Composer(config)
-    needs = {name: composer.needs(name, module.run) for name, module in modules.items()}
+    budget = check(Budget, config.get("budget", {}), key="budget")
+    if check(bool, config.get("dry_run", False), key="dry_run"):
+        estimate(config, modules, budget=budget, progress=progress)
+        return {}
+    runs = {name: module.run for name, module in _asking(modules, config).items()}
+    needs = {name: Composer(config, stages=runs).needs(name, module.run) for name, module in modules.items()}
     _expect_files(needs, run_dir=config["run_dir"])
-    tracker = cast(Tracker, composer.build("tracker"))
     folder = Path(config["run_dir"])
+    paying = Store(folder) if any(_is_served(own) for own in needs.values()) else None
+    ledger = Ledger(budget, store=paying)
+    composer = Composer(config, stages=runs, ledger=ledger)
+    try:
+        return _run_stages(modules, needs=needs, composer=composer, ledger=ledger, progress=progress, config=config)
+    finally:
+        composer.close()
+        if paying is not None:
+            ledger.save()
+            paying.close()
+
+
+def _run_stages(
+    modules: Mapping[str, ModuleType],
+    *,
+    needs: Mapping[str, Any],
+    composer: Composer,
+    ledger: Ledger,
+    progress: Progress,
+    config: Mapping[str, Any],
+) -> dict[str, Summary]:
+    folder = Path(config["run_dir"])
+    tracker = cast(Tracker, composer.build("tracker"))
     done: dict[str, Summary] = {}
     tracker.start(name=f"{config['name']}/{config['cell']}", config=config, folder=str(folder))
     try:
         for name, module in modules.items():
             progress.say(f"── {name} → {folder / name}", style="dim")
-            done[name] = _run_stage(
-                name, module, needs=needs[name], composer=composer, tracker=tracker, progress=progress, folder=folder
-            )
+            ledger.begin(name)
+            try:
+                done[name] = _run_stage(
+                    name, module, needs=needs[name], composer=composer, ledger=ledger, tracker=tracker,
+                    progress=progress, folder=folder,
+                )  # fmt: skip
+            finally:
+                _show(ledger, name, tracker=tracker, progress=progress)
     finally:
         tracker.finish()
     return done
@@ -94,6 +150,7 @@ def _run_stage(
     *,
     needs: Mapping[str, Any],
     composer: Composer,
+    ledger: Ledger,
     tracker: Tracker,
     progress: Progress,
     folder: Path,
@@ -105,22 +162,45 @@ def _run_stage(
         store.claim(needs, facts=facts, derived=derived)
         arguments = composer.arguments(name, module.run)
         store.identify(_identities(arguments), derived=derived)
-        summary: Summary = module.run(**arguments, **_services(module, store, tracker, progress))
+        offered = services(module.run, store=store, tracker=tracker, progress=progress)
+        summary: Summary = module.run(**arguments, **offered)
         store.write_json("summary.json", summary)
         tracker.summary(summary)
+        asked = [entry for entry in ledger.entries if entry.stage == name]
         store.complete(
             end=_now(),
             n={key: metric.n for key, metric in summary.metrics.items()},
             n_unscored={key: metric.n_unscored for key, metric in summary.metrics.items() if metric.n_unscored},
+            **({"asked": asked} if asked else {}),
         )
         return summary
     finally:
         store.close()
 
 
-def _services(module: ModuleType, store: Store, tracker: Tracker, progress: Progress) -> dict[str, Any]:
-    offered = {"store": store, "tracker": tracker, "progress": progress}
-    return {name: offered[name] for name in module.run.__annotations__ if name in offered}
+def _show(ledger: Ledger, stage: str, *, tracker: Tracker, progress: Progress) -> None:
+    """Say what a stage asked of each served model, and log the run's totals."""
+    for entry in ledger.entries:
+        if entry.stage == stage:
+            progress.say(line(entry), style="dim")
+    sums = totals(ledger.entries)
+    figures = ("requests", "read", "written", "usd", "cached_requests", "cached_usd", "errors")
+    if sums:
+        tracker.log("ledger", {f"{m}/{name}": float(getattr(e, name)) for m, e in sums.items() for name in figures})
+
+
+def _asking(modules: Mapping[str, ModuleType], config: Mapping[str, Any]) -> Mapping[str, ModuleType]:
+    """The stages whose models the doctor looks at: this run's, or the main job's where none of this run's asks."""
+    composer = Composer(config)
+    others = {name: module for name, module in modules.items() if "models" not in parameters(module.run)}
+    if len(others) == len(modules) or any(composer.models(name, module.run) for name, module in others.items()):
+        return others
+    return {name: _stage(name) for name in OmegaConf.load(ROOT / "conf" / "config.yaml").stages}
+
+
+def _is_served(needs: Mapping[str, Any]) -> bool:
+    """Whether a stage asks a model behind a server."""
+    return any(hasattr(locate(node["_target_"]), "stream") for node in models_in(needs).values())
 
 
 def _known_keys() -> list[str]:
@@ -138,13 +218,15 @@ def _stage(name: str) -> ModuleType:
 
 
 def _identities(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What each built role says of itself (model, revision, hashes), found one level deep too."""
+    """What each built role says of itself (model, revision, hashes), and the roles within it, by dotted name."""
     found: dict[str, Any] = {}
     for name, role in arguments.items():
-        inner = [f.name for f in fields(role)] if hasattr(role, "__dataclass_fields__") else []
-        for key, item in ((name, role), *((f"{name}.{key}", getattr(role, key)) for key in inner)):
-            if isinstance(identity := getattr(item, "identity", None), Mapping):
-                found[key] = encode(identity)
+        if isinstance(identity := getattr(role, "identity", None), Mapping):
+            found[name] = encode(identity)
+        inner: Mapping[str, Any] = role if isinstance(role, Mapping) else {}
+        if is_dataclass(role) and not isinstance(role, type):
+            inner = {field.name: getattr(role, field.name) for field in fields(role)}
+        found |= {f"{name}.{key}": value for key, value in _identities(inner).items()}
     return found
 
 

@@ -10,16 +10,17 @@ import pytest
 REPO = Path(__file__).parent.parent
 PACKAGE = REPO / "evorefuse"
 ROOMS = (
-    "records", "ports", "stats", "store", "sampling", "progress", "evolve", "lm", "mutator", "scorer", "fitness",
-    "source", "tracker", "page", "stages", "compose", "run",
+    "records", "ports", "stats", "licence", "dedupe", "store", "responses", "ledger", "sampling", "prompts",
+    "structured", "progress", "evolve", "lm", "mutator", "scorer", "fitness", "source", "embedder", "tracker", "page",
+    "checkup", "stages", "signature", "roles", "compose", "estimate", "run",
 )  # fmt: skip
-PLUGINS = ("lm", "mutator", "scorer", "fitness", "source", "tracker")
+PLUGINS = ("lm", "mutator", "scorer", "fitness", "source", "embedder", "tracker")
 SIDEWAYS = (*PLUGINS, "stages")  # files of stages do not import each other either
 
 # Heavy libraries, and who may import them.
 HEAVY = {
-    "torch": ("lm/", "stages/mitigate.py", "stages/attribute.py", "stages/throughput.py"),
-    "transformers": ("lm/", "stages/mitigate.py", "stages/attribute.py", "stages/throughput.py"),
+    "torch": ("lm/", "embedder/", "checkup/", "stages/mitigate.py", "stages/attribute.py", "stages/throughput.py"),
+    "transformers": ("lm/", "embedder/", "stages/mitigate.py", "stages/attribute.py", "stages/throughput.py"),
     "peft": ("lm/", "stages/mitigate.py"),
     "trl": ("stages/mitigate.py",),
     "accelerate": ("stages/mitigate.py",),
@@ -28,11 +29,16 @@ HEAVY = {
     "openai": ("lm/openai.py",),
     "wandb": ("tracker/wandb.py",),
     "matplotlib": ("page/", "stages/report.py", "stages/attribute.py"),
+    "huggingface_hub": ("page/publish.py", "stages/publish.py"),
+    "sklearn": ("stages/mine.py",),
+    "datasketch": ("dedupe.py",),
     "hydra": ("run.py",),
     "omegaconf": ("run.py",),
 }
 # Who may write to disk besides store.py, and why.
 WRITERS = {
+    "responses.py": "the response cache, one SQLite file for all processes, and the locks beside it",
+    "run.py": "a dry run works in a temporary folder",
     "tracker/": "dashboards keep their own files",
     "lm/embedded.py": "converts the embedded model once into the cache folder",
     "stages/mitigate.py": "the trainer writes its checkpoints and adapter itself",

@@ -69,6 +69,46 @@ def test_an_empty_set_is_refused(tmp_path: Path) -> None:
     assert "holds no usable instruction" in " ".join(done.stderr.split())
 
 
+KEYED = ("mutator=llm", "scorer@safety=llm_safety", "target=gpt4o", "judge_model.id=another")
+
+
+@pytest.mark.parametrize("override", ["target=gpt4o", "mutator=llm", "scorer@safety=llm_safety"])
+def test_a_model_without_its_key_is_refused_before_any_work(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    done = run(tmp_path, override)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2
+    assert "needs a key in the environment variable OPENAI_API_KEY, which is not set" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*.jsonl"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_says_what_it_would_cost_needs_no_key_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    done = run(tmp_path / "out", "+experiment=smoke", *KEYED, "self_judging=true", "dry_run=true", "budget.usd=0.5")
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0, said
+    for word in ("gpt4o", "gpt4o_mini", "generate", "benchmark", "$0.5000", "Nothing was asked and nothing was kept"):
+        assert word in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_spent_budget_is_one_line_and_code_3(tmp_path: Path) -> None:
+    far = ("target=served", "target.id=x", "target.base_url=http://127.0.0.1:9/v1", "target.price.read=1.0")
+    done = run(tmp_path, "+experiment=smoke", *far, "budget.usd=0")
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 3, said
+    assert "budget.usd=0 is spent" in said
+    assert "raise budget.usd and run the same command again to go on" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "smoke" / "main" / "ledger.json").is_file()
+
+
 @pytest.mark.slow
 def test_hostile_seeds_are_counted_or_carried_as_text(tmp_path: Path) -> None:
     control = json.loads((ROOT / "evorefuse" / "data" / "controls.jsonl").read_text(encoding="utf-8").splitlines()[0])
