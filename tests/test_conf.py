@@ -19,13 +19,22 @@ from evorefuse.ports import LM, Tracker
 
 REPO = Path(__file__).parent.parent
 CONF = REPO / "conf"
-GROUPS = {"mutator": "mutator", "scorer": "scorer", "fitness": "fitness", "source": "source", "tracker": "tracker",
-          "engine": "lm"}  # fmt: skip
-FOR_TESTS = {("engine", "scripted")}  # a plug-in without a file, on purpose
+GROUPS = {"mutator": "mutator", "scorer": "scorer", "fitness": "fitness", "source": "source", "embedder": "embedder",
+          "tracker": "tracker", "engine": "lm"}  # fmt: skip
+FOR_TESTS = {("engine", name) for name in ("scripted", "cached", "rehearsal")}  # plug-ins without a file, on purpose
 STAGES = sorted(path.stem for path in (REPO / "evorefuse" / "stages").glob("[!_]*.py"))
 OVERLAYS = ("experiment", "profile", "ablate")
 OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = [name for group, name in OPTIONS if group == "experiment"]
+MODELS = {name: OmegaConf.load(CONF / "target" / f"{name}.yaml") for group, name in OPTIONS if group == "target"}
+KEYS = {name: model.key_variable for name, model in MODELS.items() if model.get("key_variable")}
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch):
+    """Keys for every model that wants one: nothing is sent here."""
+    for variable in KEYS.values():
+        monkeypatch.setenv(variable, "a-key")
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -59,8 +68,8 @@ def test_every_plug_in_has_its_file_and_the_reverse(group):
     named = {name for own, name in OPTIONS if own == group}
     modules = plugins(GROUPS[group]) - {name for own, name in FOR_TESTS if own == group}
     assert modules
-    assert modules - named == set(), "plug-ins without a file in conf/"
     targets = {name: OmegaConf.load(CONF / group / f"{name}.yaml")["_target_"].split(".")[:3] for name in named}
+    assert modules - {module for _, _, module in targets.values()} == set(), "plug-ins without a file in conf/"
     for name, (package, folder, module) in targets.items():
         assert (package, folder) == ("evorefuse", GROUPS[group])
         assert module in modules
@@ -92,12 +101,20 @@ def test_every_plug_ins_file_binds(group, name):
     assert isinstance(locate(node["_target_"]), type)
 
 
+@pytest.mark.parametrize(("override", "name"), [*((f"target={name}", name) for name in KEYS), ("mutator=llm", "gpt4o")])
+def test_a_model_whose_key_is_not_at_hand_is_refused_by_the_name_of_its_variable(override, name, monkeypatch):
+    monkeypatch.delenv(KEYS[name])
+    with pytest.raises(ConfigError, match=rf"{name!r}.*{KEYS[name]}, which is not set: export {KEYS[name]}=…"):
+        needs(composed(override), "generate")
+
+
 @pytest.mark.parametrize(("group", "name"), [option for option in OPTIONS if option[0] in ("engine", "target")])
 def test_every_model_and_engine_bind(group, name):
     def run(*, target: LM) -> None:
         raise AssertionError
 
-    node = Composer(composed(f"{group}={name}")).needs("test", run)["target"]
+    served = ["target=served"] if (group, name) == ("engine", "openai") else []
+    node = Composer(composed(f"{group}={name}", *served)).needs("test", run)["target"]
     assert {"_target_", "model"} <= set(node)
     if group == "target":
         assert node["model"]["name"] == name

@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 from fakes import Echo, SorryJudge, instructions
+from llm_fakes import judging, writing
 
 from evorefuse.fitness.constant import Constant
 from evorefuse.fitness.elbo import Elbo
+from evorefuse.fitness.joint import Joint
 from evorefuse.fitness.rate import Rate
+from evorefuse.lm.scripted import Scripted
+from evorefuse.mutator.llm import LLM
 from evorefuse.mutator.neutral import Neutral
 from evorefuse.mutator.rules import Rules as Mutating
 from evorefuse.ports import FitnessEstimator, Mutator, Scorer, Source
 from evorefuse.records import Exchange, Instruction, Reply
 from evorefuse.sampling import Sampling
 from evorefuse.scorer.classifier import Classifier
+from evorefuse.scorer.llm import Refusal, Safety
+from evorefuse.scorer.majority import Majority
 from evorefuse.scorer.prefix import Prefix
 from evorefuse.scorer.rules import Rules as Judging
 from evorefuse.source import hub
@@ -28,15 +34,21 @@ REPO = Path(__file__).parent.parent
 SHARED = {"mutator/patterns"}  # a module that plug-ins of its folder build on, no plug-in itself
 SAMPLING = Sampling(samples=3, max_tokens=8)
 
+# By folder and module; a second class of a module has a name of its own after a colon.
 FACTORIES: dict[str, Callable[..., Any]] = {
     "scorer/rules": Judging,
     "scorer/prefix": Prefix,
     "scorer/classifier": Classifier,
+    "scorer/llm": lambda: Safety(judge=Scripted(replies=judging)),
+    "scorer/llm:refusal": lambda: Refusal(judge=Scripted(replies=judging)),
+    "scorer/majority": lambda: Majority(judges={"rules": Judging(), "llm": Safety(judge=Scripted(replies=judging))}),
     "mutator/rules": Mutating,
     "mutator/neutral": Neutral,
+    "mutator/llm": lambda: LLM(writer=Scripted(replies=writing)),
     "fitness/elbo": lambda: Elbo(target=Echo(), refusal=SorryJudge(), sampling=SAMPLING),
     "fitness/rate": lambda: Rate(target=Echo(), refusal=SorryJudge(), sampling=SAMPLING),
     "fitness/constant": Constant,
+    "fitness/joint": lambda: Joint(parts={"one": Constant(), "two": Constant(value=1.0)}),
     "source/builtin": lambda **changes: Builtin(set="seeds", **changes),
     "source/jsonl": lambda **changes: File(path=str(REPO / "evorefuse/data/seeds.jsonl"), **changes),
     "source/hub": lambda **changes: Hub(id="a/b", revision="0" * 40, column="prompt", **changes),
@@ -50,11 +62,11 @@ def found(*groups: str) -> list[str]:
 
 
 def each(group: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("name", [name for name in found(group) if name in FACTORIES])
+    return pytest.mark.parametrize("name", [name for name in FACTORIES if name.partition(":")[0] in found(group)])
 
 
 def test_every_plug_in_is_tested_here():
-    assert set(FACTORIES) == set(found("scorer", "mutator", "fitness", "source"))
+    assert {name.partition(":")[0] for name in FACTORIES} == set(found("scorer", "mutator", "fitness", "source"))
 
 
 ODD = [

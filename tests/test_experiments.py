@@ -11,7 +11,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+WITH_A_SERVER = {"served"}  # tests/test_served.py
+EXPERIMENTS = sorted({path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} - WITH_A_SERVER)
 SMALL_SEARCH = (
     "tracker=files",
     "seeds.sample=2",
@@ -39,6 +40,18 @@ SMALLER = {
         *(f"++benchmark.sets.{name}.sample=2" for name in SHIPPED),
     ),
     "judge": (),
+    "joint": (
+        *(part for part in SMALL_SEARCH if not part.startswith("fitness.")),
+        "target.adapter=builtin:guard",
+        "fitness.parts.first.target.model.adapter=builtin:guard",
+        "fitness.parts.second.target.model.adapter=null",
+        *(f"fitness.parts.{part}.sampling.samples=1" for part in ("first", "second")),
+        *(f"fitness.parts.{part}.sampling.max_tokens=4" for part in ("first", "second")),
+        "report.expected={}",
+    ),
+    "build_test": SMALL_SEARCH,
+    "mine": ("target@writer=smollm2", "mine.size=3", "mine.max_tokens=40", "mine.batch=2"),
+    "doctor": ("doctor.effort.repeats=2", "doctor.effort.requests=1", "doctor.effort.max_tokens=4"),
     "throughput": ("throughput.candidates=1", "throughput.samples=1", "throughput.max_tokens=2", "throughput.repeats=1",
                    "throughput.gemm_size=64", "throughput.copy_mib=1", "throughput.dtypes=[float32]"),
 }  # fmt: skip
