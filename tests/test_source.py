@@ -219,3 +219,14 @@ def test_a_hub_set_goes_through_the_library(tmp_path, monkeypatch):
     jsonl(tmp_path / "set", {"prompt": HTML}, {"prompt": "🍞"}, name="train.jsonl")
     found = Hub(id=str(tmp_path / "set"), revision=SHA, column="prompt").load()
     assert [x.text for x in found] == [HTML, "🍞"]
+
+
+def test_a_file_without_a_row_is_an_empty_set_only_where_that_is_allowed(tmp_path):
+    path = tmp_path / "candidates.jsonl"
+    path.write_text("", "utf-8")
+    with pytest.raises(ValueError, match="no usable instruction"):
+        File(path=str(path)).load()
+    assert File(path=str(path), allow_empty=True, sample=60).load() == []
+    path.write_text('{"prompt": "x"}\n', "utf-8")  # rows without the column are a fault all the same
+    with pytest.raises(ValueError, match="no usable instruction"):
+        File(path=str(path), allow_empty=True).load()

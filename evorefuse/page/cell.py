@@ -121,7 +121,8 @@ def read_cell(folder: Path, *, cards: Path | None = None) -> Cell:
 
 def _stage_files(folder: Path, name: str) -> list[Path]:
     """The files ``name`` of all stages but this one (nor the tracker's), in the order of a pipeline."""
-    order = ("guard", "generate", "benchmark", "align", "mitigate", "attribute", "judge", "throughput")
+    order = ("guard", "generate", "benchmark", "align", "mitigate", "attribute", "judge", "throughput", "doctor",
+             "publish", "mine")  # fmt: skip
     found = [path for path in folder.glob(f"*/{name}") if path.parent.name not in ("report", "tracker")]
     return sorted(found, key=lambda path: (order.index(path.parent.name) if path.parent.name in order else 99, path))
 

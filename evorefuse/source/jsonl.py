@@ -20,7 +20,8 @@ class File:
     """The instructions in ``path``; lines that are broken, empty or too long are counted, logged and skipped.
 
     ``column`` is the field that holds the text; ``where`` keeps the rows whose fields have these values; ``sample``
-    draws that many (0: all) with ``seed``; ``max_chars`` is the longest text taken.
+    draws that many (0: all) with ``seed``; ``max_chars`` is the longest text taken. A file without a row is an error,
+    unless ``allow_empty`` says that it may be so: a search may have kept nothing.
     """
 
     path: str
@@ -29,6 +30,7 @@ class File:
     sample: int = 0
     seed: int = 0
     max_chars: int = MAX_CHARS
+    allow_empty: bool = False
 
     def load(self) -> list[Instruction]:
         """The set in file order, each text once, stripped of surrounding white space.
@@ -53,7 +55,7 @@ class File:
             log.log(
                 level, "%s: %d rows skipped (%s), %d instructions kept", path, sum(skipped.values()), counts, len(found)
             )
-        if not found:
+        if not found and not (self.allow_empty and not rows):
             columns = sorted({key for row in rows if row for key in row})
             raise ValueError(
                 f"{path} holds no usable instruction (column {self.column!r}; columns there: {columns}; "

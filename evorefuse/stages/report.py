@@ -15,6 +15,7 @@ from evorefuse.page.cell import Cell, read_cell
 from evorefuse.page.figures import draw_all, for_page, to_png, to_svg
 from evorefuse.page.headline import headline
 from evorefuse.page.lineage import explore
+from evorefuse.page.mine import cluster_table, draw_clusters, read_clusters
 from evorefuse.page.render import Content, render
 from evorefuse.ports import Tracker
 from evorefuse.progress import Progress
@@ -28,6 +29,7 @@ _FIGURE_TITLES = {
     "rates": "Refusal rate of each set with its interval",
     "gains": "Mean gain in fitness by strategy",
     "strategies": "Fresh refusal rate of winners by strategy",
+    "mined": "Descriptions of instructions, in clusters",
     "validity": "Fitness against the fresh refusal rate of each measured candidate",
 }
 
@@ -65,12 +67,14 @@ def run(*, cfg: Settings, store: Store, tracker: Tracker, progress: Progress) ->
     points, found, valid = findings.curves(cell), findings.strategies(cell), findings.validity(cell)
     metrics = findings.own_metrics(points, valid)
     checks = findings.check(findings.all_metrics(cell, metrics), cfg.expected)
+    mined = read_clusters(Path(cfg.inputs))
     figures = draw_all(cell, points=points, found=found, valid=valid, unsafe=unsafe)
+    figures |= {"mined": draw_clusters(mined)} if mined else {}
     built = {
         table.name: table
         for table in (
             tables.rates_table(cell, unsafe=unsafe), tables.strategy_table(found), tables.curve_table(points),
-            tables.check_table(checks), tables.cost_table(cell),
+            tables.check_table(checks), cluster_table(mined), tables.cost_table(cell),
         )
         if table is not None
     }  # fmt: skip
