@@ -1,6 +1,5 @@
 """What every plug-in of a kind must hold. A new plug-in needs one line in FACTORIES below, or this file fails."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,12 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     "mutator/rules": Mutating,
     "mutator/neutral": Neutral,
     "mutator/llm": lambda: LLM(writer=Scripted(replies=writing)),
-    "fitness/elbo": lambda: Elbo(target=Echo(), refusal=SorryJudge(), sampling=SAMPLING),
-    "fitness/rate": lambda: Rate(target=Echo(), refusal=SorryJudge(), sampling=SAMPLING),
+    "fitness/elbo": lambda target=None: Elbo(target=target or Echo(), refusal=SorryJudge(), sampling=SAMPLING),
+    "fitness/rate": lambda target=None: Rate(target=target or Echo(), refusal=SorryJudge(), sampling=SAMPLING),
     "fitness/constant": Constant,
-    "fitness/joint": lambda: Joint(parts={"one": Constant(), "two": Constant(value=1.0)}),
+    "fitness/joint": lambda target=None: Joint(
+        parts={"one": FACTORIES["fitness/elbo"](target), "two": Constant(value=1.0)}
+    ),
     "source/builtin": lambda **changes: Builtin(set="seeds", **changes),
     "source/jsonl": lambda **changes: File(path=str(REPO / "evorefuse/data/seeds.jsonl"), **changes),
     "source/hub": lambda **changes: Hub(id="a/b", revision="0" * 40, column="prompt", **changes),
@@ -207,7 +208,7 @@ def test_a_fitness_hangs_on_its_instruction_and_the_seed_alone(name):
 def test_a_model_that_always_fails_leaves_no_value_and_harms_no_other(name):
     if name == "fitness/constant":
         pytest.skip("asks no model")
-    estimator = dataclasses.replace(FACTORIES[name](), target=Echo(p_fail=1.1))
+    estimator = FACTORIES[name](target=Echo(p_fail=1.1))
     for fitness in estimator.estimate(PARENTS, seed=1):
         assert fitness.value is None
         assert fitness.error

@@ -47,7 +47,7 @@ SMALLER = {
         "fitness.parts.second.target.model.adapter=null",
         *(f"fitness.parts.{part}.sampling.samples=1" for part in ("first", "second")),
         *(f"fitness.parts.{part}.sampling.max_tokens=4" for part in ("first", "second")),
-        "report.expected={}",
+        "report.expected={{}}",
     ),
     "build_test": SMALL_SEARCH,
     "mine": ("target@writer=smollm2", "mine.size=3", "mine.max_tokens=40", "mine.batch=2"),

@@ -118,7 +118,8 @@ def test_a_kill_loses_at_most_the_reply_in_hand(path):
     for _ in range(50):
         other.stdout.readline()
     other.send_signal(signal.SIGKILL)
-    rest = other.communicate()[0].split()
+    rest = other.stdout.read().split()  # not communicate(): it misses what was read ahead
+    other.wait()
     last = int(rest[-1]) if rest else 49
     responses = Responses(path)
     found = responses.get_many([str(n) for n in range(last + 3)])

@@ -64,6 +64,8 @@ class Wandb:
             RuntimeError: where W&B cannot start, with how to go on without it.
         """
         self.finish()
+        # Weave would trace every request to an API, and advertises itself where it is not installed.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         settings = wandb.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, disable_job_creation=True
         )
