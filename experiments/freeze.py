@@ -58,6 +58,8 @@ def main() -> None:
         }
         for folder in folders
     }
+    if empty := [folder for folder, cell in zip(folders, cells.values(), strict=True) if not cell]:
+        raise SystemExit(f"no finished stage in {', '.join(empty)}: give the folders of runs, outputs/<name>/<cell>")
     path = HERE / name / "results.json"
     result = {"experiment": name, "cells": cells, "over_cells": means(cells)}
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
