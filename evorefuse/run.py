@@ -29,6 +29,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from evorefuse.compose import Composer, ConfigError, check, expect_keys, locate, parameters, services
 from evorefuse.estimate import estimate
@@ -66,7 +67,7 @@ def main(config: DictConfig) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")  # of its own making
     progress = Progress()
     try:
-        execute(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True)), progress)
+        execute(_resolved(config), progress)
     except KeyboardInterrupt:
         folder = HydraConfig.get().runtime.output_dir
         progress.say(f"\nInterrupted. What was measured is safe in {folder}; run the same command again to go on.")
@@ -81,6 +82,15 @@ def main(config: DictConfig) -> None:
             raise
         progress.say(f"error: {error}", style="bold red")
         raise SystemExit(2) from error
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value yet: give {error.full_key}=…") from None
+    except InterpolationResolutionError as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
 
 
 def execute(config: Mapping[str, Any], progress: Progress) -> dict[str, Summary]:

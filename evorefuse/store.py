@@ -212,8 +212,12 @@ class Store:
         return self._replace(name, text.encode("utf-8", "replace"))
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write indented JSON whole or not at all; its path."""
-        return self.write_text(name, json.dumps(encode(value), ensure_ascii=False, indent=2) + "\n")
+        """Write indented JSON whole or not at all; its path.
+
+        Raises:
+            ValueError: for a number that JSON does not know (NaN, infinity).
+        """
+        return self.write_text(name, json.dumps(encode(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
     def write_jsonl(self, name: str, rows: Iterable[Any]) -> Path:
         """Write one JSON object a line, whole or not at all; the file's path."""

@@ -6,29 +6,22 @@ In a test: `with Server(faults=0.3) as server:` gives `server.url` and `server.l
 
 A reply is a pure function of the request's body, and a fault of (seed, body, attempt), so any two runs against it see
 the same. Each request is one JSON line in the log: `key` (SHA-256 of the body), `attempt` (from 0), `done` (what was
-sent, or "abandoned": the client had gone before), `at` (seconds since 1970, after sending) and `model`.
+sent; "abandoned": the client had gone before; "unread": it died with the reply still in its socket, which the
+system tells by resetting the connection; in the file a second line), `at` (seconds since 1970, after sending), `model`.
 """
 
 import argparse
 import json
-import math
-import select
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from script import SCRIPTS, choice_of, digest, draw
-
-# What may be done to a request. Those in PAID gave the client its reply: such a request must never be asked again.
-ANSWERS = ("slow", "no_logprobs", "length", "content_filter", "filter_400")
-FAULTS = ("429", "500", "503", "cut", "cut_body", "invalid_json", "empty_choices", "wrong_n", *ANSWERS)
-PAID = frozenset({"answered", *ANSWERS})
+from script import SCRIPTS, digest, draw
+from server_http import FAULTS, PAID, Handler, Listener
 
 
 class Server:
@@ -136,6 +129,13 @@ class Server:
             if self._file and not self._file.closed:
                 self._file.write(json.dumps(entry) + "\n")
 
+    def unread(self, key: str, attempt: int) -> None:
+        with self._lock:
+            entry = next(e for e in reversed(self._log) if (e["key"], e["attempt"]) == (key, attempt))
+            entry["done"] = "unread"
+            if self._file and not self._file.closed:
+                self._file.write(json.dumps(entry) + "\n")
+
     def _is_full(self) -> bool:
         if self.rpm is None:
             return False
@@ -148,140 +148,18 @@ class Server:
         return False
 
 
-class Listener(ThreadingHTTPServer):
-    request_queue_size = 512
-    daemon_threads = True
-    block_on_close = False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that go away are part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    script: Server
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Keep the terminal clean; the log is the server's own."""
-
-    def do_GET(self) -> None:
-        models = [{"id": name, "object": "model"} for name in self.script.models or ["scripted"]]
-        self._json(200, {"object": "list", "data": models})
-
-    def do_POST(self) -> None:
-        with self.script.busy():
-            self._post(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
-
-    def _post(self, body: dict[str, Any]) -> None:
-        script = self.script
-        if script.key is not None and self.headers.get("Authorization") != f"Bearer {script.key}":
-            script.note(digest(body), 0, "401")
-            return self._error(401, "Incorrect API key provided.", code="invalid_api_key")
-        if script.models is not None and body.get("model") not in script.models:
-            script.note(digest(body), 0, "404")
-            return self._error(404, f"The model {body.get('model')!r} does not exist.", code="model_not_found")
-        key, attempt, what = script.take(body)
-        if not what.startswith(("429", "cut")) or what == "cut_body":
-            time.sleep(script.delay)
-        if self._gone():
-            self.close_connection = True
-            return script.note(key, attempt, "abandoned")
-        try:
-            self._do(what, body, attempt)
-        except OSError:
-            self.close_connection = True
-            what = "abandoned"
-        return script.note(key, attempt, what.removesuffix("_rate"))
-
-    def _do(self, what: str, body: dict[str, Any], attempt: int) -> None:
-        if what == "429":
-            return self._error(429, "Slow down.", retry_after=f"{self.script.retry_after:g}")
-        if what == "429_rate":
-            return self._error(429, "Rate limit reached.", retry_after=str(max(1, math.ceil(60 / self.script.rpm))))
-        if what in ("500", "503"):
-            return self._error(int(what), "The server had an error.")
-        if what == "filter_400":
-            return self._error(400, "The prompt was filtered.", code="content_filter")
-        if what == "cut":
-            return self._cut()
-        content = json.dumps(self._completion(what, body, attempt)).encode()
-        if what == "invalid_json":
-            return self._send(200, content[: len(content) // 2])
-        if what == "cut_body":
-            self.wfile.write(self._head(200, len(content)) + content[: len(content) // 2])
-            return self._cut()
-        if what == "slow":
-            return self._drip(content)
-        return self._send(200, content)
-
-    def _completion(self, what: str, body: dict[str, Any], attempt: int) -> dict[str, Any]:
-        ignores = self.script.ignores
-        seen = {name: value for name, value in body.items() if name not in ignores}
-        restless = "temperature" in ignores or ("seed" in ignores and body.get("temperature", 1))
-        nonce = f"{attempt}:{time.time_ns()}" if restless else ""
-        n = 2 if what == "wrong_n" else 0 if what == "empty_choices" else int(seen.get("n") or 1)
-        choices = [choice_of(seen, self.script.reply, index=i, nonce=nonce, what=what) for i in range(n)]
-        read = sum(len(str(turn.get("content", "")).split()) + 4 for turn in body.get("messages", []))
-        written = sum(len(choice["message"]["content"].split()) + 1 for choice in choices)
-        usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-        return {"id": f"chatcmpl-{digest(body)[:12]}", "object": "chat.completion", "created": 0,
-                "model": body.get("model", ""), "choices": choices, "usage": usage}  # fmt: skip
-
-    def _gone(self) -> bool:
-        """Whether the client has closed the connection."""
-        ready, _, _ = select.select([self.connection], [], [], 0)
-        try:
-            return bool(ready) and self.connection.recv(1, socket.MSG_PEEK) == b""
-        except OSError:
-            return True
-
-    def _head(self, status: int, length: int, **headers: str) -> bytes:
-        lines = [f"HTTP/1.1 {status} {self.responses.get(status, ('',))[0]}", "Content-Type: application/json",
-                 f"Content-Length: {length}", *(f"{name}: {value}" for name, value in headers.items())]  # fmt: skip
-        return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-    def _send(self, status: int, content: bytes, **headers: str) -> None:
-        self.wfile.write(self._head(status, len(content), **headers) + content)
-
-    def _json(self, status: int, value: Any) -> None:
-        self._send(status, json.dumps(value).encode())
-
-    def _error(self, status: int, message: str, *, code: str | None = None, retry_after: str | None = None) -> None:
-        content = json.dumps({"error": {"message": message, "type": "error", "param": None, "code": code}}).encode()
-        self._send(status, content, **({"Retry-After": retry_after} if retry_after else {}))
-
-    def _drip(self, content: bytes) -> None:
-        self.wfile.write(self._head(200, len(content)))
-        step = max(1, len(content) // 20)
-        for start in range(0, len(content), step):
-            time.sleep(self.script.slow / 20)
-            if self._gone():
-                raise BrokenPipeError
-            self.wfile.write(content[start : start + step])
-
-    def _cut(self) -> None:
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-
 def main() -> None:
     """Serve as a process of its own; prints its URL."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--log", default=None)
-    parser.add_argument("--faults", type=float, default=0.0)
-    parser.add_argument("--kinds", nargs="*", default=FAULTS, choices=FAULTS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rpm", type=float, default=None)
-    parser.add_argument("--delay", type=float, default=0.0)
-    parser.add_argument("--slow", type=float, default=0.3)
-    parser.add_argument("--key", default=None)
-    parser.add_argument("--models", nargs="*", default=None)
-    parser.add_argument("--ignores", nargs="*", default=())
+    kinds = {"port": int, "log": str, "seed": int, "key": str}
+    kinds |= dict.fromkeys(("faults", "rpm", "delay", "slow"), float)
+    for name, kind in kinds.items():
+        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
+    for name in ("kinds", "models", "ignores"):
+        parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS)
     parser.add_argument("--script", default="mutator_judge", choices=sorted(SCRIPTS))
     given = vars(parser.parse_args())
-    server = Server(log_file=given.pop("log"), **given)
+    server = Server(log_file=given.pop("log", None), **given)
     print(server.url, flush=True)
     server.serve()
 

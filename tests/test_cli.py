@@ -37,6 +37,8 @@ def run(outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
         ("stages=[generate,bench]", "unknown stage 'bench'"),
         ("mutator=gpt", "Could not find 'mutator/gpt'"),
         ("+experiment=nothing", "Could not find 'experiment/nothing'"),
+        ("target=served", "target.id has no value yet: give target.id=…"),
+        ("seed=${no_such_key}", "Interpolation key 'no_such_key' not found"),
         ("seeds._target_=evorefuse.source.jsonl.Fil", "cannot load 'evorefuse.source.jsonl.Fil'"),
     ],
 )

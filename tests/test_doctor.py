@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 from script import draw, identity_of
-from server import Handler, Server
+from server import Server
+from server_http import Handler
 
 from evorefuse.checkup.check import Check, Effort
 from evorefuse.checkup.served import context_of, fits

@@ -2,17 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import ask, engine, save_model
-from transformers import (
-    AutoModelForCausalLM,
-    set_seed,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-from evorefuse.lm import embedded
+from evorefuse.lm import embedded, load
 from evorefuse.lm.hf import HF
 from evorefuse.lm.load import pick_dtype
 from evorefuse.lm.model import Model
@@ -77,6 +75,80 @@ def test_dtype_auto_is_bfloat16_only_where_the_hardware_has_it(monkeypatch: pyte
     assert pick_dtype("auto", device=torch.device("cuda")) == torch.bfloat16
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert pick_dtype("auto", device=torch.device("cpu")) == torch.bfloat16
+
+
+def wide(folder: Path) -> Path:
+    """A model whose layers are wide enough for blocks of 64 weights, and an adapter on it in ``adapter``."""
+    save_model(folder, "llama_gqa")
+    config = AutoConfig.from_pretrained(folder)
+    config.hidden_size, config.intermediate_size, config.head_dim = 128, 256, 32
+    config.initializer_range = 0.1  # a wilder one makes the least rounding tell
+    set_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    get_peft_model(base, settings).save_pretrained(folder / "adapter")
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "layer", "bits"), [("int8", "Linear8bitLt", 8), ("nf4", "Linear4bit", 4)])
+def test_quantised_weights_are_small_and_say_nearly_the_same(
+    kind: Any, layer: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain = engine(wide(tmp_path))
+    packed = HF(model=plain.spec, device="cpu", dtype="float32", quantization=kind)
+    linear = packed.model.model.layers[0].mlp.up_proj
+    assert type(linear).__name__ == layer
+    whole = plain.model.model.layers[0].mlp.up_proj.weight
+    assert linear.weight.numel() * linear.weight.element_size() == whole.numel() * bits // 8
+    ids = torch.tensor([plain.prompt_ids(ask("how do i bake a cake").messages)])
+    with torch.inference_mode():
+        truth, rounded = plain.model(ids).logits.flatten(), packed.model(ids).logits.float().flatten()
+    assert float(torch.corrcoef(torch.stack([truth, rounded]))[0, 1]) > (0.99 if bits == 8 else 0.9)
+    assert not torch.equal(truth, rounded)
+    assert packed.identity == {**plain.identity, "quantization": kind}, "another model, so never another's cache"
+    requests = [ask("how do i bake a cake", sample=k) for k in range(3)]
+    assert packed.complete(requests) == packed.complete(requests)
+    adapted = HF(
+        model=replace(plain.spec, adapter=str(tmp_path / "adapter")), device="cpu", dtype="float32", quantization=kind
+    )
+    merged = engine(tmp_path, adapter=str(tmp_path / "adapter"))
+    with torch.inference_mode():
+        truth, beside = merged.model(ids).logits.flatten(), adapted.model(ids).logits.float().flatten()
+    assert float(torch.corrcoef(torch.stack([truth, beside]))[0, 1]) > 0.9, "the adapter acts, in full precision"
+    assert adapted.complete(requests) != packed.complete(requests)
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[quantized\]'"):
+        HF(model=plain.spec, quantization=kind)
+
+
+def test_layers_spread_over_all_devices_answer_as_on_one(llama: Path, tmp_path: Path) -> None:
+    requests = [ask("how do i bake a cake", sample=k) for k in range(4)]
+    for adapter in (None, str(wide(tmp_path) / "adapter")):
+        one = engine(tmp_path if adapter else llama, adapter=adapter)
+        spread = HF(model=one.spec, device="all", dtype="float32")
+        if not torch.cuda.is_available():
+            assert spread.complete(requests) == one.complete(requests)
+        assert spread.identity == one.identity
+
+
+def test_a_layer_that_is_elsewhere_cannot_take_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = wide(tmp_path)
+    expected = engine(folder).complete([ask("help")])
+    whole = AutoModelForCausalLM.from_pretrained
+
+    def crowded(*args: Any, **settings: Any) -> Any:
+        places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu"}
+        places |= {"model.layers.1": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+        return whole(*args, **{**settings, "device_map": places, "offload_folder": str(tmp_path / "offloaded")})
+
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", crowded)
+    spec = Model(name="tiny", source="path", id=str(folder), adapter=str(folder / "adapter"))
+    with pytest.raises(ValueError, match="some layers fit on no device"):
+        HF(model=spec, device="all", dtype="float32")
+    crowded_out = HF(model=replace(spec, adapter=None), device="all", dtype="float32")
+    assert crowded_out.complete([ask("help")]) == expected, "a layer on the disk comes when it is needed"
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from script import digest, mutator_judge
-from server import FAULTS, PAID, Server
+from server import Server
+from server_http import FAULTS, PAID
 
 from evorefuse.lm.endpoint import Endpoint, EndpointError, Price
 from evorefuse.lm.openai import OpenAI

@@ -60,9 +60,12 @@ def test_text_is_written_as_it_reads_and_a_lone_surrogate_does_not_break_the_fil
     assert [row["a"] for row in read_jsonl(path)] == ["كيف 🍞 \u2028 <b>", "?"]
 
 
-def test_what_is_not_json_is_refused():
+def test_what_is_not_json_is_refused(store):
     with pytest.raises(ValueError, match="JSON"):
         dumps({"a": float("nan")})
+    with pytest.raises(ValueError, match="JSON"):
+        store.write_json("a.json", {"a": float("inf")})
+    assert not (store.folder / "a.json").exists()
 
 
 def test_plain_data_is_kept_and_paths_become_text():

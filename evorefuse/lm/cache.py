@@ -32,6 +32,7 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Let row i be what row ``indices[i]`` was; only the rows that move are copied."""
+        indices = indices.to(self._buffers[0].device)
         moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
         for buffer in self._buffers:
             buffer[moved, :, : self._tokens] = buffer[indices[moved], :, : self._tokens]
@@ -47,13 +48,14 @@ class RoomyLayer(DynamicLayer):
 def make_room(cache: DynamicCache, index: Tensor, *, room: int) -> None:
     """Give each of the rows ``index`` a copy of its prompt's state, in place, with ``room`` for more tokens.
 
-    Layers of another kind, such as those of a sliding window, keep their own way of growing.
+    Layers of another kind, such as those of a sliding window, keep their own way of growing. Each layer may be on a
+    device of its own.
     """
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             cache.layers[i] = RoomyLayer(layer, index, room=room)
         else:
-            layer.batch_select_indices(index)  # pyright: ignore[reportAttributeAccessIssue]
+            layer.batch_select_indices(index.cpu())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def fill_holes(going: Tensor) -> Tensor:
@@ -67,5 +69,5 @@ def fill_holes(going: Tensor) -> Tensor:
 def _spread(states: Tensor, index: Tensor, *, room: int) -> Tensor:
     _, heads, tokens, width = states.shape
     buffer = states.new_empty(len(index), heads, tokens + room, width)
-    buffer[:, :, :tokens] = states[index]
+    buffer[:, :, :tokens] = states[index.to(states.device)]
     return buffer

@@ -113,8 +113,8 @@ class Batch:
 
     def keep(self, index: Tensor) -> None:
         """Let row i be what row ``index[i]`` was, and drop the others."""
-        index = index.to(self._mask.device)
         self._cache.batch_select_indices(index)
+        index = index.to(self._mask.device)
         self._mask, self._positions = self._mask[index], self._positions[index]
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:

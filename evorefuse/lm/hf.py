@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from evorefuse.lm.decode import Row, Sampled, Scheme, log_likelihood, sample
-from evorefuse.lm.load import check_template, load_model, load_tokenizer, pick_device, pick_dtype
+from evorefuse.lm.load import Quantization, check_template, load_model, load_tokenizer, pick_device, pick_dtype
 from evorefuse.lm.model import Model, adapter_hash
 from evorefuse.lm.render import encode, render, rendering_hash, template_hash
 from evorefuse.records import Message, Reply, Request, Usage, derive
@@ -36,7 +36,8 @@ class HF:
     The samples of one prompt share a prefill; prompts of like length go together; finished sequences leave the batch.
     ``batch_tokens`` bounds rows × (prompt + new tokens) of one batch, the size of its key-value cache; when memory runs
     out it is halved and the batch tried again. ``dtype`` auto is bfloat16 where the hardware multiplies in it, else
-    float32. ``entropy`` adds H(q) of each sampled token to the replies.
+    float32. ``device`` all spreads the layers over all GPUs, and over the CPU what they cannot hold. ``quantization``
+    holds the weights in 8 or 4 bits (bitsandbytes). ``entropy`` adds H(q) of each sampled token to the replies.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class HF:
         model: Model,
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        quantization: Quantization | None = None,
         threads: int | None = None,
         batch_tokens: int = 16384,
         entropy: bool = False,
@@ -64,7 +66,15 @@ class HF:
         adapter = model.adapter_folder()
         check_template(model, adapter, template_hash(self.tokenizer))
         self._rendering = rendering_hash(self.tokenizer, system=model.system)
-        self.model: Any = load_model(model, adapter=adapter, device=self.device, dtype=self.dtype)
+        self.model: Any = load_model(
+            model,
+            adapter=adapter,
+            device=self.device,
+            dtype=self.dtype,
+            quantization=quantization,
+            spread=device == "all",
+        )
+        self._quantization = quantization
         self._adapter = adapter_hash(adapter)
         self._entropy = entropy
         self._batch_tokens = batch_tokens
@@ -83,6 +93,7 @@ class HF:
             "template": template_hash(self.tokenizer),
             "rendering": self._rendering,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "quantization": self._quantization,
             "entropy": self._entropy,
         }
 

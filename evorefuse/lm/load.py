@@ -1,33 +1,37 @@
-"""Loading a model: where its files are, on which device and in which number format it runs, its adapter merged.
+"""Loading a model: where its files are, on which devices and in which number format it runs, its adapter merged.
 
 Only safetensors are read and no code of a repository is run. ``HF_HUB_OFFLINE=1`` keeps to the local cache.
 """
 
 import json
+import logging
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from evorefuse.lm.embedded import embedded_folder
 from evorefuse.lm.model import Model
 
+Quantization = Literal["int8", "nf4"]
+
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the first GPU, or the CPU.
+    """The device of that name, where prompts go; ``auto`` and ``all`` are the first GPU, or the CPU.
 
     Raises:
         ValueError: where torch does not know it.
     """
-    if name == "auto":
+    if name in ("auto", "all"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"engine.device={name!r}: expected auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"engine.device={name!r}: expected auto, cpu, cuda, cuda:N or all") from error
 
 
 def pick_dtype(name: str, *, device: torch.device) -> torch.dtype:
@@ -71,25 +75,65 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(model: Model, *, adapter: Path | None, device: torch.device, dtype: torch.dtype) -> Any:
+def load_model(
+    model: Model,
+    *,
+    adapter: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+    spread: bool = False,
+) -> Any:
     """The network in evaluation mode, its adapter merged into the weights (unmerged it is five times slower).
+
+    ``spread`` lays the layers over all GPUs, and over the CPU what they cannot hold. Quantised weights keep an adapter
+    beside them: merged, it would be rounded away.
 
     Raises:
         FileNotFoundError: where it is not there, with how to get it.
-        ValueError: where the adapter was made for another model.
+        ValueError: where the adapter was made for another model, its layers fit on no device, or ``quantization`` lacks
+            its library.
     """
     disable_progress_bar()
-    merging = torch.float32 if adapter is not None else dtype  # an update of some 1e-3 drowns in bfloat16's rounding
+    merges = adapter is not None and quantization is None
+    numbers = torch.float32 if merges else dtype  # an update of some 1e-3 drowns in bfloat16's rounding
+    placed = {"device_map": "auto" if spread else {"": str(device)}} if spread or quantization else {}
+    packed: dict[str, Any] = {"quantization_config": _quantized(quantization, dtype)} if quantization else {}
     try:
-        network: Any = AutoModelForCausalLM.from_pretrained(**locate(model), dtype=merging, use_safetensors=True)
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            **locate(model), dtype=numbers, use_safetensors=True, **placed, **packed
+        )
     except OSError as error:
         raise FileNotFoundError(_advice(model)) from error
     if adapter is not None:
         check_base(model, adapter)
-        network = PeftModel.from_pretrained(network, str(adapter)).merge_and_unload()
-        for weight in network.parameters():  # not network.to(dtype): the rotary frequencies must stay float32
-            weight.data = weight.data.to(dtype)
-    return network.to(device).eval().requires_grad_(False)
+        if any(weight.is_meta for weight in network.parameters()):
+            raise ValueError(
+                f"target {model.name!r}: some layers fit on no device, and those cannot take an adapter; set "
+                "engine.quantization, or merge the adapter beforehand and load the result by source=path"
+            )
+        adapted = PeftModel.from_pretrained(network, str(adapter))
+        network = _merged(adapted, dtype=dtype) if merges else adapted.get_base_model()
+    return (network if placed else network.to(device)).eval().requires_grad_(False)
+
+
+def _quantized(kind: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"engine.quantization={kind} needs bitsandbytes: pip install -e '.[quantized]', or set it to null"
+        )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product that casts
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _merged(network: PeftModel, *, dtype: torch.dtype) -> Any:
+    """The network with its adapter merged in float32, then in ``dtype``."""
+    merged = network.merge_and_unload()
+    for weight in merged.parameters():  # not merged.to(dtype): the rotary frequencies must stay float32
+        weight.data = weight.data.to(dtype)
+    return merged
 
 
 def check_template(model: Model, adapter: Path | None, template: str) -> None:
