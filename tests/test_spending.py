@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -172,6 +173,23 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def left(outputs: Path, cell: str = "main") -> dict[str, bytes]:
     return {name: (outputs / "smoke" / cell / name).read_bytes() for name in FILES}
+
+
+@pytest.mark.parametrize(("reads", "done"), [(True, "answered"), (False, "unread")])
+def test_the_server_tells_a_reply_that_was_read_from_one_that_died_in_the_socket(reads, done):
+    body = b'{"model": "scripted", "messages": [{"role": "user", "content": "hello"}]}'
+    with Server() as server:
+        client = socket.create_connection(("127.0.0.1", int(server.url.split(":")[2].split("/")[0])))
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        while not server._log:
+            time.sleep(0.001)
+        if reads:
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.close()
+        until = time.monotonic() + 2
+        while server._log[0]["done"] != done and time.monotonic() < until:
+            time.sleep(0.001)
+        assert [entry["done"] for entry in server.log] == [done]
 
 
 @pytest.mark.slow
