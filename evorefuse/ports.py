@@ -3,7 +3,7 @@
 A failed item is a value (``error`` set), never an exception and never a 0. A broken set-up is an exception at once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,8 +35,14 @@ class Streaming(LM, Protocol):
         """US dollars a million tokens, read and written; (0, 0) where it is free or unknown."""
         ...
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Each request's index and reply, as they arrive; closing the iterator cancels what is still open."""
+    def stream(
+        self, requests: Sequence[Request], *, keep: Callable[[int, Reply], None] | None = None
+    ) -> Iterator[tuple[int, Reply]]:
+        """Each request's index and reply, as they arrive; closing the iterator cancels what is still open.
+
+        ``keep`` is called with the same at the very moment of arrival, maybe in another thread: a process that dies
+        between the two has lost what it paid for.
+        """
         ...
 
 

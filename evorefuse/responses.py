@@ -53,7 +53,10 @@ _patiently = retry(
 
 
 class Responses:
-    """The replies in one file, for any number of processes at once; each reply is safe once ``put`` has returned."""
+    """The replies in one file, for any number of processes at once; each reply is safe once ``put`` has returned.
+
+    Threads may take turns, not work at once: while a model is asked, the one that reads its replies puts them here.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file at ``path``.
@@ -65,7 +68,7 @@ class Responses:
         self._holding: tuple[str, TextIO] | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._prepare()
         except (sqlite3.Error, OSError) as error:
             raise self._explained(error) from error

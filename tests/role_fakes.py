@@ -1,6 +1,6 @@
 """Models near and far, and ports that ask them, for the tests of composing. ``BUILT`` tells what was built."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -86,8 +86,14 @@ class Remote:
     def complete(self, requests: Sequence[Request]) -> list[Reply]:
         return [reply for _, reply in self.stream(requests)]
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        yield from ((n, Reply(text="far", finish="stop")) for n in range(len(requests)))
+    def stream(
+        self, requests: Sequence[Request], *, keep: Callable[[int, Reply], None] | None = None
+    ) -> Iterator[tuple[int, Reply]]:
+        for n in range(len(requests)):
+            reply = Reply(text="far", finish="stop")
+            if keep:
+                keep(n, reply)
+            yield n, reply
 
 
 @dataclass(frozen=True, kw_only=True)

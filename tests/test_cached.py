@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,15 @@ class Far:
     def complete(self, requests: Sequence[Request]) -> list[Reply]:
         raise AssertionError("asked past the stream")
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+    def stream(
+        self, requests: Sequence[Request], *, keep: Callable[[int, Reply], None] | None = None
+    ) -> Iterator[tuple[int, Reply]]:
+        for index, reply in self._answers(requests):
+            if keep:
+                keep(index, reply)
+            yield index, reply
+
+    def _answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         order = list(range(len(requests)))
         stream("order", len(requests)).shuffle(order)
         self.batches.append(len(requests))

@@ -133,6 +133,17 @@ def test_replies_come_in_order_and_nothing_is_asked_for_nothing():
         assert len(server.log) == 40
 
 
+def test_a_reply_is_kept_before_it_is_handed_on_by_the_thread_that_read_it():
+    kept = {}
+    with Server() as server:
+        keep = lambda i, reply: kept.update({i: (reply, threading.get_ident())})  # noqa: E731
+        for index, reply in engine(server).stream(requests(20), keep=keep):
+            assert kept[index][0] is reply
+        assert threading.get_ident() not in {thread for _, thread in kept.values()}
+        with pytest.raises(ZeroDivisionError):
+            list(engine(server).stream(requests(20), keep=lambda i, _: 1 // 0))
+
+
 def test_closing_the_stream_cancels_what_is_open():
     with Server(delay=0.4) as server:
         stream = engine(server, concurrency=4, concurrency_max=4).stream(requests(200))

@@ -81,13 +81,15 @@ class Cached:
         return replies
 
     def _stream(self, keys: Sequence[str], requests: Sequence[Request]) -> dict[str, Reply]:
+        def keep(index: int, reply: Reply) -> None:
+            if self._responses and reply.finish != "error":
+                self._responses.put(keys[index], reply)
+
         replies: dict[str, Reply] = {}
         before = dict(getattr(self.lm, "faults", {}))
         try:
-            with closing(cast(Generator[tuple[int, Reply]], self.lm.stream(requests))) as arriving:
+            with closing(cast(Generator[tuple[int, Reply]], self.lm.stream(requests, keep=keep))) as arriving:
                 for index, reply in arriving:
-                    if self._responses and reply.finish != "error":
-                        self._responses.put(keys[index], reply)
                     replies[keys[index]] = reply
                     self._ledger.add(self._name, reply, price=self.lm.price)
         finally:

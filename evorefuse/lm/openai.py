@@ -1,7 +1,7 @@
 """The engine for served models: any OpenAI-compatible server, asked with care and without losing a reply."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -16,6 +16,8 @@ from evorefuse.lm.endpoint import Endpoint, EndpointError
 from evorefuse.lm.transport import Fault, Lane, Traffic, retry_after
 from evorefuse.lm.wire import body_of, is_filtered, read_error, reply_of, set_up_fault, summary, weight
 from evorefuse.records import Reply, Request
+
+Keep = Callable[[int, Reply], None]
 
 FIRST_TRIES = 3  # attempts at a host that has never answered, before the run stops
 TRIED_AGAIN = (408, 409, 425, 429)  # and every status from 500
@@ -121,8 +123,10 @@ class OpenAI:
         replies = dict(self.stream(requests))
         return [replies[index] for index in range(len(requests))]
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+    def stream(self, requests: Sequence[Request], *, keep: Keep | None = None) -> Iterator[tuple[int, Reply]]:
         """Each request's index and reply, as they arrive; closing the iterator cancels what is still open.
+
+        ``keep`` is called with the same first, in the thread that read the reply.
 
         Raises:
             EndpointError: where no request can succeed (key, model, address, a field that the server refuses).
@@ -131,19 +135,24 @@ class OpenAI:
             return
         arrived: SimpleQueue[tuple[int, Reply] | None] = SimpleQueue()
         with start_blocking_portal() as portal:
-            running = portal.start_task_soon(self._ask_all, requests, arrived)
+            running = portal.start_task_soon(self._ask_all, requests, arrived, keep)
             while (item := arrived.get()) is not None:
                 yield item
             running.result()  # raises what ended it; leaving the portal by an exception cancels it
 
-    async def _ask_all(self, requests: Sequence[Request], arrived: SimpleQueue[tuple[int, Reply] | None]) -> None:
+    async def _ask_all(
+        self, requests: Sequence[Request], arrived: SimpleQueue[tuple[int, Reply] | None], keep: Keep | None
+    ) -> None:
         """Put each reply on the queue as it comes, and at the end None."""
         waiting = iter(enumerate(requests))
         lane = Lane(self._traffic)
 
         async def work(client: openai.AsyncOpenAI) -> None:
             for index, request in waiting:
-                arrived.put((index, await self._ask(client, lane, request)))
+                reply = await self._ask(client, lane, request)
+                if keep is not None:
+                    keep(index, reply)
+                arrived.put((index, reply))
 
         try:
             async with self._client() as client, anyio.create_task_group() as group:
