@@ -5,10 +5,10 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread, Timer, get_ident
 
 import pytest
 from script import digest, mutator_judge
@@ -136,10 +136,9 @@ def test_replies_come_in_order_and_nothing_is_asked_for_nothing():
 def test_a_reply_is_kept_before_it_is_handed_on_by_the_thread_that_read_it():
     kept = {}
     with Server() as server:
-        keep = lambda i, reply: kept.update({i: (reply, threading.get_ident())})  # noqa: E731
-        for index, reply in engine(server).stream(requests(20), keep=keep):
+        for index, reply in engine(server).stream(requests(20), keep=lambda i, r: kept.update({i: (r, get_ident())})):
             assert kept[index][0] is reply
-        assert threading.get_ident() not in {thread for _, thread in kept.values()}
+        assert get_ident() not in {thread for _, thread in kept.values()}
         with pytest.raises(ZeroDivisionError):
             list(engine(server).stream(requests(20), keep=lambda i, _: 1 // 0))
 
@@ -160,7 +159,7 @@ def test_closing_the_stream_cancels_what_is_open():
 
 def test_an_interrupt_is_heeded_at_once():
     with Server(delay=30.0) as server:
-        threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
+        Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             engine(server, deadline=60.0).complete(requests(5))
@@ -238,7 +237,7 @@ def fixed(status: int, payload: object):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_port}/v1"
 
 
