@@ -20,10 +20,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from evorefuse.lm.load import load_model, load_tokenizer, pick_device
 from evorefuse.lm.model import Model
-from evorefuse.lm.render import encode, render, template_hash
+from evorefuse.lm.render import template_hash
 from evorefuse.ports import Tracker
 from evorefuse.progress import Progress, Task
-from evorefuse.records import Message, Metric, Pair, Summary, derive
+from evorefuse.records import Metric, Pair, Summary, derive
 from evorefuse.store import Store, decode, read_jsonl
 
 
@@ -33,10 +33,8 @@ class Settings:
 
     ``pairs`` is a JSONL file of Pair, or `builtin:guard`. ``batch`` counts sequences a forward pass, ``accumulation``
     the passes an update; ``warmup`` is a share of all updates; ``max_length`` is in tokens: longer pairs are left out
-    and counted, since a cut answer teaches to stop early. ``answer_tokens`` puts the loss on the first so many tokens
-    of an answer (None: all): whether a model refuses is decided there, and what comes later would outweigh it. The rest
-    is not read, and no EOS is put in its place, so nothing teaches to stop. ``packing`` fills sequences of
-    ``max_length`` with whole pairs, each with its own positions and attention, so that no time goes to padding.
+    and counted, since a cut answer teaches to stop early. ``packing`` fills sequences of ``max_length`` with whole
+    pairs, each with its own positions and attention, so that no time goes to padding.
     """
 
     pairs: str
@@ -48,7 +46,6 @@ class Settings:
     max_length: int
     rank: int
     alpha: int
-    answer_tokens: int | None = None
     dropout: float = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -68,15 +65,13 @@ def run(*, cfg: Settings, seed: int, base: Model, store: Store, tracker: Tracker
     """
     tokenizer = load_tokenizer(base)
     pairs = _load(cfg)
-    rows = [tokenize(tokenizer, pair, system=base.system, answer_tokens=cfg.answer_tokens) for pair in pairs]
-    fitting = [pair for pair, row in zip(pairs, rows, strict=True) if len(row["input_ids"]) <= cfg.max_length]
-    rows = [row for row in rows if len(row["input_ids"]) <= cfg.max_length]
+    fitting = [pair for pair in pairs if _length(tokenizer, pair) <= cfg.max_length]
     if not fitting:
         raise ValueError(f"none of the {len(pairs)} pairs in {cfg.pairs} fits mitigate.max_length={cfg.max_length}")
     done = store.folder / "training.jsonl"
     if not done.is_file():
         with progress.task("fine-tune", total=100) as task:
-            trainer = _trainer(tokenizer, rows, cfg=cfg, base=base, seed=seed, folder=store.folder, task=task)
+            trainer = _trainer(tokenizer, fitting, cfg=cfg, base=base, seed=seed, folder=store.folder, task=task)
             checkpoints = (store.folder / "trainer").glob("checkpoint-*/trainer_state.json")
             trainer.train(resume_from_checkpoint=any(checkpoints))
         _save(trainer.model, base=base, tokenizer=tokenizer, store=store)
@@ -96,25 +91,19 @@ def _load(cfg: Settings) -> list[Pair]:
     return [decode(Pair, row) for row in read_jsonl(path)]
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, pair: Pair, *, system: str | None = None, answer_tokens: int | None = None
-) -> dict[str, list[int]]:
-    """``input_ids`` and ``labels`` of one pair: the prompt as the engine renders it (no loss, -100), the answer, EOS.
+def _turns(pair: Pair) -> list[dict[str, str]]:
+    system = [] if pair.system is None else [{"role": "system", "content": pair.system}]
+    return [*system, {"role": "user", "content": pair.instruction}]
 
-    The two are tokenised apart, as they are when the model answers. ``system`` stands in for that of the pair, where it
-    has none. With ``answer_tokens`` a longer answer ends there.
-    """
-    turns = () if pair.system is None else (Message(role="system", content=pair.system),)
-    text = render(tokenizer, (*turns, Message(role="user", content=pair.instruction)), system=system)
-    prompt = encode(tokenizer, text)
-    answer = cast(list[int], tokenizer(pair.chosen, add_special_tokens=False)["input_ids"])
-    answer = [*answer, cast(int, tokenizer.eos_token_id)][:answer_tokens]
-    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+def _length(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> int:
+    text = str(tokenizer.apply_chat_template(_turns(pair), tokenize=False, add_generation_prompt=True))
+    return len(tokenizer(text + pair.chosen, add_special_tokens=False)["input_ids"]) + 1  # pyright: ignore
 
 
 def _trainer(
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, list[int]]],
+    pairs: Sequence[Pair],
     *,
     cfg: Settings,
     base: Model,
@@ -129,6 +118,7 @@ def _trainer(
     """
     disable_progress_bars()
     network = load_model(base, adapter=base.adapter_folder(), device=pick_device("auto"), dtype=torch.float32)
+    rows = [{"prompt": _turns(p), "completion": [{"role": "assistant", "content": p.chosen}]} for p in pairs]
     modules = base.lora_modules if isinstance(base.lora_modules, str) else list(base.lora_modules)
     lora = LoraConfig(
         r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=modules, task_type="CAUSAL_LM"
@@ -136,7 +126,7 @@ def _trainer(
     trainer = SFTTrainer(
         model=network.train().requires_grad_(True),
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list(list(rows)),
+        train_dataset=Dataset.from_list(rows),
         peft_config=lora,
         callbacks=[_Bar(task)],
         args=_arguments(cfg, seed=seed, folder=folder),
@@ -162,6 +152,7 @@ def _arguments(cfg: Settings, *, seed: int, folder: Path) -> SFTConfig:
         max_length=cfg.max_length,
         packing=cfg.packing,
         packing_strategy="bfd",
+        completion_only_loss=True,
         gradient_checkpointing=cfg.checkpointing,
         use_cpu=not torch.cuda.is_available(),
         bf16=cfg.precision == "bfloat16",
