@@ -36,7 +36,8 @@ def shorten(metric: dict[str, Any]) -> dict[str, Any]:
 
 
 def means(cells: dict[str, Any]) -> dict[str, Any]:
-    """The mean and the range over cells of every metric that all of them have."""
+    """The mean and the range, of every metric that all have, over the cells that differ in their seed alone."""
+    cells = {name: cell for name, cell in cells.items() if name.partition("=")[0] in ("main", "seed")}
     values: dict[str, list[float]] = {}
     for cell in cells.values():
         for name, found in cell.items():
