@@ -37,10 +37,11 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         try:
             super().handle_one_request()
+            lost = self.close_connection and self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         except ConnectionResetError:
-            self.close_connection = True
-            if self.given:
-                self.script.unread(*self.given)
+            lost = self.close_connection = True
+        if lost and self.given:  # a reset: the reply met a closed socket, or lay in it unread when it closed
+            self.script.unread(*self.given)
 
     def do_GET(self) -> None:
         models = [{"id": name, "object": "model"} for name in self.script.models or ["scripted"]]

@@ -195,7 +195,7 @@ def test_the_server_tells_a_reply_that_was_read_from_one_that_died_in_the_socket
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_a_run_killed_on_the_way_ends_in_the_same_files_and_asks_nothing_again(kill, whole, tmp_path):
-    """What the cache had kept is not asked again: all that was answered, but for replies on the wire at the kill."""
+    """What was answered is not asked again; a reply that died in the socket was none (the server can tell)."""
     expected, paid, _ = whole
     chance = random.Random(kill)
     moment, later = chance.randrange(1, paid), chance.uniform(0.0, 0.1)
@@ -206,6 +206,7 @@ def test_a_run_killed_on_the_way_ends_in_the_same_files_and_asks_nothing_again(k
         time.sleep(later)
         process.kill()
         process.communicate()
+        time.sleep(0.3)  # until the server has noticed which of its replies nobody read
         before = sum(server.answered.values())
         with closing(sqlite3.connect(tmp_path / "cache" / "lm.sqlite")) as db:
             kept = db.execute("SELECT count(*) FROM replies").fetchone()[0]
@@ -213,7 +214,7 @@ def test_a_run_killed_on_the_way_ends_in_the_same_files_and_asks_nothing_again(k
         again = sum(n - 1 for n in server.answered.values())
         print(f"killed at {before} of {paid} replies, {kept} kept; asked again: {again}")
         assert again == before - kept
-        assert again <= 8
+        assert again <= 1, "read at the very moment of the kill, and not yet stored"
     assert left(tmp_path) == expected
 
 
