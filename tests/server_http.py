@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             self._post(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
 
     def _post(self, body: dict[str, Any]) -> None:
-        script = self.script
+        script, self.given = self.script, None
         if script.key is not None and self.headers.get("Authorization") != f"Bearer {script.key}":
             script.note(digest(body), 0, "401")
             return self._error(401, "Incorrect API key provided.", code="invalid_api_key")
