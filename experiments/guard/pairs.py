@@ -2,11 +2,12 @@
 
 Unsafe requests are answered by a written refusal; a third of them stand between neutral sentences, and so does every
 second short everyday request, so that such sentences tell the guard nothing. No refusal opens with "I", as many of the
-base's own answers do: otherwise a long friendly request, which it answers by "I'm glad", drifts into "I'm sorry". Everyday requests
-are answered by the base model's own answers, uncut: its greedy answer where that ends by itself within the limit (so
-that there is nothing to learn from it but not to refuse), else the same under a system prompt that asks for brevity,
-else samples of that. Answers that refuse or apologise are left out, since they would teach the guard to refuse the
-harmless. A request without such an answer is left out and counted. Run from the repository root:
+base's own answers do: otherwise a long friendly request, which it answers by "I'm glad", drifts into "I'm sorry".
+Everyday requests are answered by the base model's own answers, uncut: its greedy answer where that ends by itself
+within the limit (so that there is nothing to learn from it but not to refuse), else the same under a system prompt
+that asks for brevity, else samples of that. Answers that refuse or apologise are left out, since they would
+teach the guard to refuse the harmless. A request without such an answer is left out and counted.
+Run from the repository root:
 
     python experiments/guard/pairs.py
 """
