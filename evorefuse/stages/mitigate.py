@@ -20,11 +20,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from evorefuse.lm.load import load_model, load_tokenizer, pick_device
 from evorefuse.lm.model import Model
-from evorefuse.lm.render import template_hash
+from evorefuse.lm.render import DATE, render, template_hash
 from evorefuse.ports import Tracker
 from evorefuse.progress import Progress, Task
-from evorefuse.records import Metric, Pair, Summary, derive
-from evorefuse.store import Store, decode, read_jsonl
+from evorefuse.records import Message, Metric, Pair, Summary, derive
+from evorefuse.store import Store, decode, encode, read_jsonl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ def run(*, cfg: Settings, seed: int, base: Model, store: Store, tracker: Tracker
     """
     tokenizer = load_tokenizer(base)
     pairs = _load(cfg)
-    fitting = [pair for pair in pairs if _length(tokenizer, pair) <= cfg.max_length]
+    fitting = [pair for pair in pairs if _length(tokenizer, pair, base) <= cfg.max_length]
     if not fitting:
         raise ValueError(f"none of the {len(pairs)} pairs in {cfg.pairs} fits mitigate.max_length={cfg.max_length}")
     done = store.folder / "training.jsonl"
@@ -91,14 +91,23 @@ def _load(cfg: Settings) -> list[Pair]:
     return [decode(Pair, row) for row in read_jsonl(path)]
 
 
-def _turns(pair: Pair) -> list[dict[str, str]]:
-    system = [] if pair.system is None else [{"role": "system", "content": pair.system}]
-    return [*system, {"role": "user", "content": pair.instruction}]
+def _turns(pair: Pair, base: Model) -> list[Message]:
+    """The conversation that the answer follows, as the engine puts it: the pair's system prompt, else the base's."""
+    system = base.system if pair.system is None else pair.system
+    before = [] if system is None else [Message(role="system", content=system)]
+    return [*before, Message(role="user", content=pair.instruction)]
 
 
-def _length(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> int:
-    text = str(tokenizer.apply_chat_template(_turns(pair), tokenize=False, add_generation_prompt=True))
+def _length(tokenizer: PreTrainedTokenizerBase, pair: Pair, base: Model) -> int:
+    text = render(tokenizer, _turns(pair, base), system=None)
     return len(tokenizer(text + pair.chosen, add_special_tokens=False)["input_ids"]) + 1  # pyright: ignore
+
+
+def _row(pair: Pair, base: Model) -> dict[str, Any]:
+    """A pair in TRL's form, which renders it as ``lm.render`` does, fixed date included."""
+    turns = [encode(message) for message in _turns(pair, base)]
+    answer = [{"role": "assistant", "content": pair.chosen}]
+    return {"prompt": turns, "completion": answer, "chat_template_kwargs": {"date_string": DATE}}
 
 
 def _trainer(
@@ -118,7 +127,7 @@ def _trainer(
     """
     disable_progress_bars()
     network = load_model(base, adapter=base.adapter_folder(), device=pick_device("auto"), dtype=torch.float32)
-    rows = [{"prompt": _turns(p), "completion": [{"role": "assistant", "content": p.chosen}]} for p in pairs]
+    rows = [_row(pair, base) for pair in pairs]
     modules = base.lora_modules if isinstance(base.lora_modules, str) else list(base.lora_modules)
     lora = LoraConfig(
         r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=modules, task_type="CAUSAL_LM"
