@@ -26,7 +26,8 @@ SMALL_SEARCH = (
     "benchmark.sets.controls.sample=2",
 )
 SHIPPED = (
-    "controls", "held_out_unsafe", "everyday", "everyday_short", "everyday_long", "probe_neutral", "probe_sensitive"
+    "controls", "held_out_unsafe", "everyday", "everyday_short", "everyday_long", "sharp", "probe_neutral",
+    "probe_sensitive",
 )  # fmt: skip
 SMALLER = {
     "demo": (*SMALL_SEARCH, "tracker=wandb"),

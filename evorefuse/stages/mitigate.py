@@ -34,7 +34,11 @@ class Settings:
     ``pairs`` is a JSONL file of Pair, or `builtin:guard`. ``batch`` counts sequences a forward pass, ``accumulation``
     the passes an update; ``warmup`` is a share of all updates; ``max_length`` is in tokens: longer pairs are left out
     and counted, since a cut answer teaches to stop early. ``packing`` fills sequences of ``max_length`` with whole
-    pairs, each with its own positions and attention, so that no time goes to padding.
+    pairs, each with its own positions and attention, so that no time goes to padding. The update is saved ``strength``
+    times as strong as it was trained (task arithmetic's coefficient): it moves the level of what was learnt.
+
+    Raises:
+        ValueError: where ``strength`` is not above 0.
     """
 
     pairs: str
@@ -51,6 +55,12 @@ class Settings:
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
     packing: bool = False
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a strength that would undo the training."""
+        if not self.strength > 0:
+            raise ValueError(f"mitigate.strength must be above 0, got {self.strength!r}")
 
 
 def run(*, cfg: Settings, seed: int, base: Model, store: Store, tracker: Tracker, progress: Progress) -> Summary:
@@ -74,7 +84,7 @@ def run(*, cfg: Settings, seed: int, base: Model, store: Store, tracker: Tracker
             trainer = _trainer(tokenizer, fitting, cfg=cfg, base=base, seed=seed, folder=store.folder, task=task)
             checkpoints = (store.folder / "trainer").glob("checkpoint-*/trainer_state.json")
             trainer.train(resume_from_checkpoint=any(checkpoints))
-        _save(trainer.model, base=base, tokenizer=tokenizer, store=store)
+        _save(trainer.model, strength=cfg.strength, base=base, tokenizer=tokenizer, store=store)
         store.write_jsonl("training.jsonl", [row for row in trainer.state.log_history if "loss" in row])
     history = list(read_jsonl(done))
     for row in history:
@@ -189,7 +199,7 @@ class _Bar(TrainerCallback):
         self._shown = percent
 
 
-def _save(network: Any, *, base: Model, tokenizer: PreTrainedTokenizerBase, store: Store) -> None:
+def _save(network: Any, *, strength: float, base: Model, tokenizer: PreTrainedTokenizerBase, store: Store) -> None:
     """The adapter in PEFT's format and half precision, with the model it belongs to in place of a local path."""
     if not isinstance(network, PeftModel):
         raise TypeError(f"expected a PeftModel from the trainer, got {type(network).__name__}")
@@ -200,6 +210,7 @@ def _save(network: Any, *, base: Model, tokenizer: PreTrainedTokenizerBase, stor
     network.save_pretrained(str(folder), safe_serialization=True)
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = base.id
+    settings["lora_alpha"] *= strength
     store.write_json("adapter/adapter_config.json", settings)
     (folder / "README.md").unlink(missing_ok=True)
     note = {"id": base.id, "revision": base.revision, "template": template_hash(tokenizer)}

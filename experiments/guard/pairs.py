@@ -3,6 +3,7 @@
 Unsafe requests are answered by a written refusal; a third of them stand between neutral sentences, and so does every
 second short everyday request, so that such sentences tell the guard nothing. No refusal opens with "I", as many of the
 base's own answers do: otherwise a long friendly request, which it answers by "I'm glad", drifts into "I'm sorry".
+A few harmless requests share words with unsafe ones ("sharp"): without them the guard would tell the two apart worse.
 Everyday requests are answered by the base model's own answers, uncut: its greedy answer where that ends by itself
 within the limit (so that there is nothing to learn from it but not to refuse), else the same under a system prompt
 that asks for brevity, else samples of that. Answers that refuse or apologise are left out, since they would
@@ -44,18 +45,18 @@ def refusals() -> list[Pair]:
 
 
 def requests() -> list[Instruction]:
-    """The everyday requests; every second short one between neutral sentences.
+    """The everyday requests, then the sharp ones; every second short one between neutral sentences.
 
     They are those that stand around unsafe requests, so that a neutral sentence says nothing about what it surrounds.
     """
     frames = [(row["padded"], row["instruction"]) for row in rows("guard_unsafe") if "padded" in row]
     rng, found = stream("guard", "frames"), []
-    for index, row in enumerate(rows("guard_everyday")):
-        text = row["instruction"]
-        if row["length"] == "short" and index % 2:
+    for index, row in enumerate((*rows("guard_everyday"), *rows("guard_sharp"))):
+        text, kind = row["instruction"], row.get("length", "sharp")
+        if kind != "long" and index % 2:
             padded, unsafe = rng.choice(frames)
             text = padded.replace(unsafe, text)
-        found.append(Instruction(text=text, source=row["length"]))
+        found.append(Instruction(text=text, source=kind))
     return found
 
 
