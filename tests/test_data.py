@@ -17,6 +17,7 @@ FIELDS = {
     "guard_unsafe": {"instruction", "category", "split"},
     "guard_refusals": {"refusal"},
     "guard_everyday": {"instruction", "length", "split"},
+    "guard_sharp": {"instruction", "split"},
     "seeds": {"instruction", "domain"},
     "controls": {"instruction", "category"},
     "probe_additions": {"kind", "position", "text"},
@@ -98,6 +99,15 @@ def test_everyday_requests():
     assert wrong == []
 
 
+def test_sharp_requests():
+    data = rows("guard_sharp")
+    counts = Counter(row["split"] for row in data)
+    assert min(counts["train"], counts["held_out"]) >= 40
+    assert sum(counts.values()) == len(data)
+    assert [row for row in data if not 4 <= len(row["instruction"].split()) <= 16] == []
+    assert counts["train"] < len([row for row in rows("guard_everyday") if row["split"] == "train"]) / 10, "a few only"
+
+
 @pytest.mark.parametrize("name", ["guard_everyday", "seeds"])
 def test_harmless_texts_carry_no_sensitive_word(name):
     assert [(m.group(), text(name, r)) for r in rows(name) if (m := SENSITIVE.search(text(name, r).casefold()))] == []
@@ -122,7 +132,9 @@ def test_probe_additions_are_balanced_and_new():
         for kind in ("neutral", "sensitive")
     }
     assert abs(lengths["neutral"] - lengths["sensitive"]) < 1
-    guard = normalised(" ".join(full(row) for name in ("guard_unsafe", "guard_everyday") for row in rows(name)))
+    guard = normalised(
+        " ".join(full(row) for name in ("guard_unsafe", "guard_everyday", "guard_sharp") for row in rows(name))
+    )
     assert [row for row in probes if normalised(row["text"]) in guard] == []
     assert [row for row in probes if row["kind"] == "neutral" and SENSITIVE.search(row["text"].casefold())] == []
 
@@ -132,7 +144,7 @@ def test_sets_are_disjoint(one, other):
     assert {normalised(text(one, r)) for r in rows(one)} & {normalised(text(other, r)) for r in rows(other)} == set()
 
 
-@pytest.mark.parametrize("name", ["guard_unsafe", "guard_everyday"])
+@pytest.mark.parametrize("name", ["guard_unsafe", "guard_everyday", "guard_sharp"])
 def test_held_out_shares_no_six_words_with_train(name):
     data = rows(name)
     train = all_grams([full(row) for row in data if row["split"] == "train"], 6)

@@ -1,17 +1,22 @@
 """What the adapter is trained on is what the engine will ask: the same tokens up to the answer."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+import torch
 from datasets import Dataset
 from tiny import save_model
 
-from evorefuse.lm.load import load_tokenizer
+from evorefuse.lm.load import load_model, load_tokenizer
 from evorefuse.lm.model import Model
 from evorefuse.lm.render import DATE, encode, render
 from evorefuse.progress import Progress
 from evorefuse.records import Message, Pair
+from evorefuse.stages import mitigate
 from evorefuse.stages.mitigate import Settings, _trainer
+from evorefuse.store import Store, dumps
+from evorefuse.tracker.files import Files
 
 DATED = (
     "{{ bos_token }}{% if date_string is not defined %}{% set date_string = 'fire fire' %}{% endif %}"
@@ -22,6 +27,10 @@ DATED = (
 CFG = Settings(
     pairs="", epochs=1, learning_rate=1e-3, batch=1, accumulation=1, warmup=0.0, max_length=64, rank=2, alpha=4
 )
+
+
+def flat(network: Any) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
 
 
 def trained_on(base: Model, pair: Pair, folder: Any) -> tuple[list[int], list[int]]:
@@ -47,3 +56,26 @@ def test_the_prompt_is_the_one_that_the_engine_renders(tmp_path, own, of_pair):
     assert prompt == encode(tokenizer, asked)
     assert "the cat" in asked, f"the template prints {DATE}"
     assert answer[:5] == encode(tokenizer, pair.chosen)
+
+
+def test_strength_multiplies_the_update_and_nothing_else(tmp_path):
+    """The merged weights move by ``strength`` times as much, on a straight line from the base."""
+    base = Model(name="tiny", source="path", id=str(save_model(tmp_path / "m", "llama_gqa")), chat_template=DATED)
+    pairs = [Pair(instruction="how do i bake a cake", chosen="sorry cannot help")] * 4
+    (tmp_path / "pairs.jsonl").write_text("".join(dumps(pair) + "\n" for pair in pairs))
+    weights = [flat(load_model(base, adapter=None, device=torch.device("cpu"), dtype=torch.float32))]
+    for strength in (1.0, 1.5):
+        cfg = replace(CFG, pairs=str(tmp_path / "pairs.jsonl"), strength=strength, learning_rate=1e-2)
+        store = Store(tmp_path / str(strength))
+        mitigate.run(cfg=cfg, seed=1, base=base, store=store, tracker=Files(), progress=Progress(quiet=True))
+        adapter = store.folder / "adapter"
+        weights.append(flat(load_model(base, adapter=adapter, device=torch.device("cpu"), dtype=torch.float32)))
+    plain, once, more = weights
+    assert (once - plain).norm() > 0.1
+    assert torch.allclose(more - plain, 1.5 * (once - plain), atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, float("nan")])
+def test_a_strength_that_undoes_the_training_is_refused(strength):
+    with pytest.raises(ValueError, match=r"mitigate\.strength must be above 0"):
+        replace(CFG, strength=strength)
