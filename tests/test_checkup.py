@@ -1,4 +1,4 @@
-"""What the doctor says of models that run here: templates that are wrong, and batches that change a reply."""
+"""What the doctor says of models that run here (templates, batches that change a reply), and how it reads texts."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,9 @@ import torch
 from tiny import TEMPLATE, engine, save_model
 
 from evorefuse.checkup.check import Check, Effort, Patient
+from evorefuse.checkup.served import context_of, fits
 from evorefuse.lm import decode, hf
+from evorefuse.records import Reply
 from evorefuse.stages import doctor
 
 
@@ -86,3 +88,36 @@ def test_a_batch_that_is_padded_on_the_wrong_side_is_found(folder, monkeypatch):
     found = looked_at(engine(folder))["batch"]
     assert found.missing
     assert "engine.batch_tokens=1" in found.cure
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "loose"),
+    [
+        ('{"answer": "zinc"}', True, True),
+        ('{"answer": "Paris"}', False, True),
+        ('{"answer": "zinc", "more": 1}', False, True),
+        ('Sure: {"answer": "zinc"}', False, False),
+        ('["zinc"]', False, False),
+        ("zinc", False, False),
+        ('{"answer": {}}', False, True),
+        ("[" * 100_000, False, False),
+    ],
+)
+def test_what_counts_as_held_to_a_schema(text, schema, loose):
+    reply = Reply(text=text, finish="stop")
+    assert (fits(reply, "schema"), fits(reply, "object")) == (schema, loose)
+
+
+@pytest.mark.parametrize(
+    ("listed", "size"),
+    [
+        ({"data": [{"id": "b"}, {"id": "a", "max_model_len": 8192}]}, 8192),
+        ({"data": [{"id": "a", "meta": {"n_ctx_train": 2048}}]}, 2048),
+        ({"data": [{"id": "b", "max_model_len": 1}]}, None),
+        ({"data": None}, None),
+        ({"data": ["a", {"id": "a", "context_length": "many"}]}, None),
+        ([], None),
+    ],
+)
+def test_the_context_in_a_list_of_models(listed, size):
+    assert context_of(listed, "a") == size

@@ -16,8 +16,7 @@ from server import Server
 from server_http import Handler
 
 from evorefuse.checkup.check import Check, Effort
-from evorefuse.checkup.served import context_of, fits
-from evorefuse.ledger import Ledger
+from evorefuse.ledger import Budget, BudgetError, Ledger
 from evorefuse.lm.cached import Cached
 from evorefuse.lm.endpoint import Endpoint, Price
 from evorefuse.lm.openai import OpenAI
@@ -234,6 +233,25 @@ def test_the_engine_is_asked_and_never_the_cache(examined, tmp_path):
     assert again["reachable"].roles == ("target", "writer")
 
 
+def test_what_the_doctor_asks_is_in_the_ledger(examined):
+    ledger = Ledger()
+    with Server(reply=talk) as server:
+        found = examined({"target": Cached(lm=served(server), responses=None, ledger=ledger)})
+        sent = len(server.log)
+    spent, (entry,) = found["summary"].metrics, ledger.entries
+    assert entry.requests == spent["requests"].value
+    assert 10 < entry.requests <= sent
+    assert entry.read + entry.written == spent["tokens"].value > 0
+
+
+def test_the_budget_stops_the_doctor_before_what_it_does_not_cover(examined):
+    ledger = Ledger(Budget(tokens=400))
+    with Server(reply=talk) as server, pytest.raises(BudgetError, match=r"raise budget\.tokens"):
+        examined({"target": Cached(lm=served(server), responses=None, ledger=ledger)})
+    (entry,) = ledger.entries
+    assert 0 < entry.read + entry.written <= 400
+
+
 def test_a_later_stage_does_not_start(tmp_path):
     with Server(reply=talk, ignores=("logprobs",)) as server:
         done = subprocess.run(
@@ -263,36 +281,3 @@ def test_what_a_model_says_is_shown_as_it_is(examined):
     talking = Scripted(replies=lambda request: Reply(text="[bold red]<b>[/]", finish="stop", usage=Usage()))
     found = examined({"writer": talking})
     assert "[bold red]<b>[/]" in found["screen"]
-
-
-@pytest.mark.parametrize(
-    ("text", "schema", "loose"),
-    [
-        ('{"answer": "zinc"}', True, True),
-        ('{"answer": "Paris"}', False, True),
-        ('{"answer": "zinc", "more": 1}', False, True),
-        ('Sure: {"answer": "zinc"}', False, False),
-        ('["zinc"]', False, False),
-        ("zinc", False, False),
-        ('{"answer": {}}', False, True),
-        ("[" * 100_000, False, False),
-    ],
-)
-def test_what_counts_as_held_to_a_schema(text, schema, loose):
-    reply = Reply(text=text, finish="stop")
-    assert (fits(reply, "schema"), fits(reply, "object")) == (schema, loose)
-
-
-@pytest.mark.parametrize(
-    ("listed", "size"),
-    [
-        ({"data": [{"id": "b"}, {"id": "a", "max_model_len": 8192}]}, 8192),
-        ({"data": [{"id": "a", "meta": {"n_ctx_train": 2048}}]}, 2048),
-        ({"data": [{"id": "b", "max_model_len": 1}]}, None),
-        ({"data": None}, None),
-        ({"data": ["a", {"id": "a", "context_length": "many"}]}, None),
-        ([], None),
-    ],
-)
-def test_the_context_in_a_list_of_models(listed, size):
-    assert context_of(listed, "a") == size

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from evorefuse.lm.cached import Cached
 from evorefuse.ports import LM
 from evorefuse.records import Message, Reply, Request, derive
 
@@ -59,7 +60,10 @@ class Effort:
 
 @dataclass(kw_only=True, slots=True)
 class Patient:
-    """A model under examination: the engine itself, never a cache; what was found, and what it took to ask."""
+    """A model under examination: the engine itself, never a cache; what was found, and what it took to ask.
+
+    ``purse`` pays for what a served model is asked; None: it costs nothing.
+    """
 
     lm: LM
     name: str
@@ -67,6 +71,7 @@ class Patient:
     needs: tuple[str, ...]
     seed: int
     effort: Effort
+    purse: Cached | None = None
     checks: list[Check] = field(default_factory=list[Check])
     requests: int = 0
     read: int = 0
@@ -86,9 +91,14 @@ class Patient:
         return next((check.state for check in self.checks if check.name == name), None)
 
     def ask(self, requests: Sequence[Request], *, lm: LM | None = None) -> list[Reply]:
-        """The replies of the model, or of ``lm`` in its place; a refusal to answer at all is a reply with an error."""
+        """The replies of the model, or of ``lm`` in its place; a refusal to answer at all is a reply with an error.
+
+        Raises:
+            BudgetError: where the budget does not cover them.
+        """
+        asked = lm or self.lm
         try:
-            replies = (lm or self.lm).complete(requests)
+            replies = self.purse.anew(requests, lm=asked) if self.purse else asked.complete(requests)
         except ValueError as error:  # a broken set-up: here it is what was to be found out
             replies = [Reply(text="", finish="error", error=str(error)) for _ in requests]
         self.requests += len(requests)

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, cast
 
 from evorefuse.ledger import Cost, Ledger
-from evorefuse.ports import Streaming
+from evorefuse.ports import LM, Streaming
 from evorefuse.records import Reply, Request
 from evorefuse.responses import Responses, key_of
 
@@ -56,6 +56,30 @@ class Cached:
             self._ledger.save()
         return [replies[key] for key in keys]
 
+    def anew(self, requests: Sequence[Request], *, lm: LM | None = None) -> list[Reply]:
+        """One reply a request, in order, from the model itself and not kept: for those who examine it. It is paid for.
+
+        ``lm`` is asked in the model's place where it is given: the same one, put differently.
+
+        Raises:
+            BudgetError: before the first request that the budget does not cover.
+        """
+        price, system = self.lm.price, str(self.identity.get("system") or "")
+        worst = [Cost.worst(request, price=price, system=system) for request in requests]
+        replies: list[Reply] = []
+        asked = lm or self.lm
+        try:
+            while len(replies) < len(requests):
+                size = self._ledger.affordable(worst[len(replies) :])
+                with self._faults_of(asked):
+                    found = asked.complete(requests[len(replies) : len(replies) + size])
+                for reply in found:
+                    self._ledger.add(self._name, reply, price=price)
+                replies += found
+        finally:
+            self._ledger.save()
+        return replies
+
     def _recall(self, wanted: dict[str, Request], replies: dict[str, Reply]) -> None:
         """Move what is in the cache from ``wanted`` to ``replies``."""
         known = self._responses.get_many(list(wanted)) if self._responses else {}
@@ -86,14 +110,20 @@ class Cached:
                 self._responses.put(keys[index], reply)
 
         replies: dict[str, Reply] = {}
-        before = dict(getattr(self.lm, "faults", {}))
-        try:
-            with closing(cast(Generator[tuple[int, Reply]], self.lm.stream(requests, keep=keep))) as arriving:
-                for index, reply in arriving:
-                    replies[keys[index]] = reply
-                    self._ledger.add(self._name, reply, price=self.lm.price)
-        finally:
-            after: Mapping[str, int] = dict(getattr(self.lm, "faults", {}))
-            self._ledger.fault(self._name, {cause: n - before.get(cause, 0) for cause, n in after.items()})
+        stream = cast(Generator[tuple[int, Reply]], self.lm.stream(requests, keep=keep))
+        with self._faults_of(self.lm), closing(stream) as arriving:
+            for index, reply in arriving:
+                replies[keys[index]] = reply
+                self._ledger.add(self._name, reply, price=self.lm.price)
         lost = Reply(text="", finish="error", error="the engine gave no reply to this request")
         return {key: replies.get(key, lost) for key in keys}
+
+    @contextmanager
+    def _faults_of(self, lm: LM) -> Generator[None]:
+        """Count what goes wrong on the way to the replies of ``lm`` meanwhile."""
+        before = dict(getattr(lm, "faults", {}))
+        try:
+            yield
+        finally:
+            after: Mapping[str, int] = dict(getattr(lm, "faults", {}))
+            self._ledger.fault(self._name, {cause: n - before.get(cause, 0) for cause, n in after.items()})

@@ -1,5 +1,7 @@
 """Doctor: what every model of a run, and the server behind it, really does; asked of the engine, never of a cache.
 
+What is asked counts for the budget like the rest of the run.
+
 Writes `report.json` (every finding) and `summary.json`. Where a need of the run is unmet it ends in an error that names
 the model, what is missing and the cure, so that the stages after it do not start.
 """
@@ -84,17 +86,20 @@ def run(
 
 
 def admit(models: Mapping[str, LM], *, cfg: Settings, seed: int) -> list[Patient]:
-    """One patient a model, whatever the number of its roles: the engine behind a cache."""
+    """One patient a model, whatever the number of its roles: the engine behind a cache, which pays for it."""
     roles: dict[int, list[str]] = {}
     engines: dict[int, LM] = {}
+    purses: dict[int, Cached] = {}
     for role, model in models.items():
         engine: LM = model.lm if isinstance(model, Cached) else model
         engines[id(engine)] = engine
         roles.setdefault(id(engine), []).append(role)
+        if isinstance(model, Cached):
+            purses[id(engine)] = model
     return [
         Patient(
             lm=engine, name=str(engine.identity.get("name", "?")), roles=tuple(roles[key]), needs=cfg.needs, seed=seed,
-            effort=cfg.effort,
+            effort=cfg.effort, purse=purses.get(key),
         )
         for key, engine in engines.items()
     ]  # fmt: skip
