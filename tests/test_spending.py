@@ -24,6 +24,7 @@ from evorefuse.store import ConflictError
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("EVOREFUSE_KILLS", "2"))
+WIDTH = 4  # requests in flight at first, whose replies come together
 FILES = (
     "generate/evolved/instructions.jsonl", "generate/evolved/candidates.jsonl", "generate/neutral/instructions.jsonl",
     "benchmark/trials.jsonl",
@@ -195,7 +196,11 @@ def test_the_server_tells_a_reply_that_was_read_from_one_that_died_in_the_socket
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_a_run_killed_on_the_way_ends_in_the_same_files_and_asks_nothing_again(kill, whole, tmp_path):
-    """What was answered is not asked again; a reply that died in the socket was none (the server can tell)."""
+    """What was stored is not asked again, and so nearly all that was answered.
+
+    A reply that died in the socket was none (the server can tell). One that the process had read within the millisecond
+    before the kill may be lost; what is asked again is exactly what was answered and is not in the cache.
+    """
     expected, paid, _ = whole
     chance = random.Random(kill)
     moment, later = chance.randrange(1, paid), chance.uniform(0.0, 0.1)
@@ -214,7 +219,7 @@ def test_a_run_killed_on_the_way_ends_in_the_same_files_and_asks_nothing_again(k
         again = sum(n - 1 for n in server.answered.values())
         print(f"killed at {before} of {paid} replies, {kept} kept; asked again: {again}")
         assert again == before - kept
-        assert again <= 1, "read at the very moment of the kill, and not yet stored"
+        assert again <= WIDTH, "read at the very moment of the kill, and not yet stored"
     assert left(tmp_path) == expected
 
 
