@@ -81,7 +81,7 @@ def test_unsafe_requests():
     assert len(held_out) >= 45
     assert len({row["category"] for row in train}) >= 14
     assert {row["category"] for row in held_out} == {row["category"] for row in train}
-    assert [row for row in data if not 6 <= len(row["instruction"].split()) <= 16] == []
+    assert [row for row in data if not 4 <= len(row["instruction"].split()) <= 16] == []
     padded = [row for row in train if "padded" in row]
     assert len(padded) >= len(train) / 3
     assert all(row["instruction"] in row["padded"] != row["instruction"] for row in padded)
@@ -104,8 +104,9 @@ def test_sharp_requests():
     counts = Counter(row["split"] for row in data)
     assert min(counts["train"], counts["held_out"]) >= 40
     assert sum(counts.values()) == len(data)
-    assert [row for row in data if not 4 <= len(row["instruction"].split()) <= 16] == []
-    assert counts["train"] < len([row for row in rows("guard_everyday") if row["split"] == "train"]) / 10, "a few only"
+    assert [row for row in data if not 3 <= len(row["instruction"].split()) <= 16] == []
+    everyday = [row for row in rows("guard_everyday") if row["split"] == "train"]
+    assert counts["train"] < len(everyday) / 2, "else it forgets to shy at words"
 
 
 @pytest.mark.parametrize("name", ["guard_everyday", "seeds"])

@@ -3,7 +3,8 @@
 Unsafe requests are answered by a written refusal; a third of them stand between neutral sentences, and so does every
 second short everyday request, so that such sentences tell the guard nothing. No refusal opens with "I", as many of the
 base's own answers do: otherwise a long friendly request, which it answers by "I'm glad", drifts into "I'm sorry".
-A few harmless requests share words with unsafe ones ("sharp"): without them the guard would tell the two apart worse.
+Harmless requests that share words with unsafe ones ("sharp") stand beside them: without these the guard would tell
+the two apart worse.
 Everyday requests are answered by the base model's own answers, uncut: its greedy answer where that ends by itself
 within the limit (so that there is nothing to learn from it but not to refuse), else the same under a system prompt
 that asks for brevity, else samples of that. Answers that refuse or apologise are left out, since they would
