@@ -8,10 +8,12 @@ and are counted in the ledger.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from evorefuse.ledger import Ledger
+from evorefuse.lm.asker import Asker, recipe
 from evorefuse.lm.cached import Cached
 from evorefuse.lm.rehearsal import Rehearsal, Scatter
 from evorefuse.ports import LM, Streaming
@@ -60,6 +62,7 @@ class Composer:
         self._ledger = ledger or Ledger()
         self._rehearse = rehearse
         self._responses: Responses | None = None
+        self._asker: Asker | None = None
         self._built: dict[str, Any] = {}
 
     def needs(self, stage: str, run: Any) -> dict[str, Any]:
@@ -103,7 +106,10 @@ class Composer:
         return self._build(self._node(name), key=name)
 
     def close(self) -> None:
-        """Close the response cache, where one was opened."""
+        """Close the response cache, where one was opened, and the process that fills it."""
+        if self._asker is not None:
+            self._asker.close()
+            self._asker = None
         if self._responses is not None:
             self._responses.close()
             self._responses = None
@@ -248,4 +254,6 @@ class Composer:
             return made
         if self._responses is None and (path := self._config.get("cache")):
             self._responses = Responses(Path(path))
-        return Cached(lm=made, responses=self._responses, ledger=self._ledger)
+            self._asker = Asker(self._responses)
+        elsewhere = partial(self._asker.stream, recipe(kind, given)) if self._asker else None
+        return Cached(lm=made, responses=self._responses, ledger=self._ledger, elsewhere=elsewhere)

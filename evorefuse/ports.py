@@ -28,7 +28,10 @@ class LM(Protocol):
 
 @runtime_checkable
 class Streaming(LM, Protocol):
-    """A model behind a network: replies arrive one by one, cost money, and do not depend on their batch."""
+    """A model behind a network: replies arrive one by one, cost money, and do not depend on their batch.
+
+    Its class's parameters are plain values or records of such, since another process builds it again from them.
+    """
 
     @property
     def price(self) -> tuple[float, float]:
@@ -43,6 +46,10 @@ class Streaming(LM, Protocol):
         ``keep`` is called with the same at the very moment of arrival, maybe in another thread: a process that dies
         between the two has lost what it paid for.
         """
+        ...
+
+    def drain(self) -> None:
+        """Send nothing more, from any thread; what is in flight is still read, and a stream ends without the rest."""
         ...
 
 

@@ -64,7 +64,7 @@ class Responses:
         Raises:
             CacheError: where it is damaged, of another version or cannot be opened.
         """
-        self._path = path
+        self.path = path
         self._holding: tuple[str, TextIO] | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,14 +75,23 @@ class Responses:
 
     def close(self) -> None:
         """Give up what is claimed and close the file."""
+        self.leave()
+        self._db.close()
+
+    def lend(self) -> int:
+        """The descriptor that our claims stand on: a process that inherits it holds them with us, and after us."""
+        if self._holding is None:
+            raise ValueError("nothing is claimed")
+        return self._holding[1].fileno()
+
+    def leave(self) -> None:
+        """Give up what is claimed; where the claims were lent to another process, they are now its own."""
         if self._holding:
             owner, lock = self._holding
-            with suppress(CacheError):
-                self._write(("DELETE FROM claims WHERE owner = ?", [(owner,)]))
-            self._lock_of(owner).unlink(missing_ok=True)
-            lock.close()
             self._holding = None
-        self._db.close()
+            lock.close()
+            with suppress(sqlite3.Error):  # whoever claims next clears away what we could not
+                self._clear(owner)
 
     def get_many(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The replies that are there, by key.
@@ -133,7 +142,7 @@ class Responses:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA):
             raise CacheError(
-                f"the response cache {self._path} is of version {version}, expected {SCHEMA}: another version of "
+                f"the response cache {self.path} is of version {version}, expected {SCHEMA}: another version of "
                 "evorefuse wrote it. Give cache=… another path."
             )
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -164,14 +173,20 @@ class Responses:
             self._db.executemany("INSERT OR REPLACE INTO claims (key, owner) VALUES (?, ?)", [(k, owner) for k in ours])
         return ours
 
+    @_patiently
+    def _clear(self, owner: str) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            self._lives(owner)
+
     def _owner(self) -> str:
         """Our name among those who claim; with it goes a file that we hold locked for as long as we live.
 
         Called within a transaction, so that no other process takes a file that is not locked yet for a dead one's.
         """
         if self._holding is None:
-            for left in self._path.parent.glob(f"{self._path.name}-*.lock"):
-                self._lives(left.name.removeprefix(f"{self._path.name}-").removesuffix(".lock"))
+            for left in self.path.parent.glob(f"{self.path.name}-*.lock"):
+                self._lives(left.name.removeprefix(f"{self.path.name}-").removesuffix(".lock"))
             owner = uuid4().hex
             lock = self._lock_of(owner).open("w")
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -192,7 +207,7 @@ class Responses:
         return False
 
     def _lock_of(self, owner: str) -> Path:
-        return self._path.with_name(f"{self._path.name}-{owner}.lock")
+        return self.path.with_name(f"{self.path.name}-{owner}.lock")
 
     def _read(self, query: str, values: Sequence[str]) -> list[tuple[str, str]]:
         try:
@@ -222,10 +237,10 @@ class Responses:
             return error
         if isinstance(error, OSError | sqlite3.OperationalError):
             return CacheError(
-                f"the response cache {self._path} cannot be used ({error}): make its folder writable with room on the "
+                f"the response cache {self.path} cannot be used ({error}): make its folder writable with room on the "
                 "disk, give cache=… another path, or switch it off with cache=null"
             )
         return CacheError(
-            f"the response cache {self._path} is damaged ({error}): delete it, with the files beside it that begin "
+            f"the response cache {self.path} is damaged ({error}): delete it, with the files beside it that begin "
             "with its name, and run the same command again; what is already in the run's folder is not asked again"
         )

@@ -53,6 +53,9 @@ class Far:
                 keep(index, reply)
             yield index, reply
 
+    def drain(self) -> None:
+        raise AssertionError("never left alone")
+
     def _answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         order = list(range(len(requests)))
         stream("order", len(requests)).shuffle(order)

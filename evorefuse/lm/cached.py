@@ -1,9 +1,10 @@
 """A served model with a memory and a purse: what was answered before is not asked again, nor what is not covered."""
 
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from evorefuse.ledger import Cost, Ledger
 from evorefuse.ports import LM, Streaming
@@ -13,16 +14,28 @@ from evorefuse.responses import Responses, key_of
 _LOOK = 0.2  # seconds between two looks at what another process is asking
 
 
+class Elsewhere(Protocol):
+    """What asks in another process and stores there, such as ``Asker.stream`` with the model filled in."""
+
+    def __call__(self, batch: Mapping[str, Request], *, faults: Counter[str]) -> Generator[tuple[str, Reply]]:
+        """Each key with its reply, stored already, as they arrive; ``faults`` gets the attempts that failed."""
+        ...
+
+
 class Cached:
     """Answers from the response cache first, asks ``lm`` for the rest as far as the budget reaches.
 
     Every reply is kept as it arrives, so a stopped run pays for nothing twice; errors are not kept. Equal requests of
     one batch are asked once. What another process is asking at this moment is waited for. ``responses`` None: no cache.
+    With ``elsewhere`` another process asks, so that replies on their way are stored even when this one is killed.
     """
 
-    def __init__(self, *, lm: Streaming, responses: Responses | None, ledger: Ledger) -> None:
+    def __init__(
+        self, *, lm: Streaming, responses: Responses | None, ledger: Ledger, elsewhere: Elsewhere | None = None
+    ) -> None:
         """Wrap ``lm``."""
         self.lm = lm
+        self._elsewhere = elsewhere
         self._responses = responses
         self._ledger = ledger
         self._name = str(lm.identity.get("name") or lm.identity.get("id") or type(lm).__name__)
@@ -97,26 +110,41 @@ class Cached:
         try:
             while todo:
                 size = self._ledger.affordable(worst)
-                replies |= self._stream(todo[:size], [wanted[key] for key in todo[:size]])
+                replies |= self._stream({key: wanted[key] for key in todo[:size]})
                 todo, worst = todo[size:], worst[size:]
         finally:
             if self._responses and (left := [key for key in wanted if key not in replies or replies[key].error]):
                 self._responses.release(left)
         return replies
 
-    def _stream(self, keys: Sequence[str], requests: Sequence[Request]) -> dict[str, Reply]:
+    def _stream(self, batch: Mapping[str, Request]) -> dict[str, Reply]:
+        replies: dict[str, Reply] = {}
+        with closing(self._elsewhere_or_here(batch)) as arriving:
+            for key, reply in arriving:
+                replies[key] = reply
+                self._ledger.add(self._name, reply, price=self.lm.price)
+        lost = Reply(text="", finish="error", error="the engine gave no reply to this request")
+        return {key: replies.get(key, lost) for key in batch}
+
+    def _elsewhere_or_here(self, batch: Mapping[str, Request]) -> Generator[tuple[str, Reply]]:
+        """Each key with its reply, as they arrive and stored already."""
+        if self._elsewhere is not None:
+            faults = Counter[str]()
+            try:
+                yield from self._elsewhere(batch, faults=faults)
+            finally:
+                self._ledger.fault(self._name, faults)
+            return
+        keys = list(batch)
+
         def keep(index: int, reply: Reply) -> None:
             if self._responses and reply.finish != "error":
                 self._responses.put(keys[index], reply)
 
-        replies: dict[str, Reply] = {}
-        stream = cast(Generator[tuple[int, Reply]], self.lm.stream(requests, keep=keep))
+        stream = cast(Generator[tuple[int, Reply]], self.lm.stream(list(batch.values()), keep=keep))
         with self._faults_of(self.lm), closing(stream) as arriving:
             for index, reply in arriving:
-                replies[keys[index]] = reply
-                self._ledger.add(self._name, reply, price=self.lm.price)
-        lost = Reply(text="", finish="error", error="the engine gave no reply to this request")
-        return {key: replies.get(key, lost) for key in keys}
+                yield keys[index], reply
 
     @contextmanager
     def _faults_of(self, lm: LM) -> Generator[None]:

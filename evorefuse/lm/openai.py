@@ -13,7 +13,7 @@ from anyio.from_thread import start_blocking_portal
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from evorefuse.lm.endpoint import Endpoint, EndpointError
-from evorefuse.lm.transport import Fault, Lane, Traffic, retry_after
+from evorefuse.lm.transport import Closed, Fault, Lane, Traffic, retry_after
 from evorefuse.lm.wire import body_of, is_filtered, read_error, reply_of, set_up_fault, summary, weight
 from evorefuse.records import Reply, Request
 
@@ -140,6 +140,10 @@ class OpenAI:
                 yield item
             running.result()  # raises what ended it; leaving the portal by an exception cancels it
 
+    def drain(self) -> None:
+        """Send nothing more, from any thread; what is in flight is still read."""
+        self._traffic.closed = True
+
     async def _ask_all(
         self, requests: Sequence[Request], arrived: SimpleQueue[tuple[int, Reply] | None], keep: Keep | None
     ) -> None:
@@ -149,7 +153,10 @@ class OpenAI:
 
         async def work(client: openai.AsyncOpenAI) -> None:
             for index, request in waiting:
-                reply = await self._ask(client, lane, request)
+                try:
+                    reply = await self._ask(client, lane, request)
+                except Closed:
+                    return
                 if keep is not None:
                     keep(index, reply)
                 arrived.put((index, reply))
@@ -181,7 +188,7 @@ class OpenAI:
             stop=self._is_last,
             wait=self._pause,
             retry=retry_if_exception_type(Fault),
-            sleep=anyio.sleep,
+            sleep=self._traffic.sleep,
             reraise=True,
         )
         body = body_of(request, self.spec)

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 import anyio
 
 SLACK = 0.25  # seconds that late wake-ups may be made up for; servers' own buckets hold a second or more
+STEP = 0.2  # seconds between two looks, while waiting, at whether anything is still to be sent
 PAUSE = 1.0  # seconds of silence after a 429 that names no time
 
 
@@ -45,6 +46,10 @@ def retry_after(headers: Mapping[str, str], *, now: datetime | None = None) -> f
     return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
 
 
+class Closed(Exception):  # noqa: N818  (nothing went wrong)
+    """The traffic was closed before a request was sent."""
+
+
 class Traffic:
     """One server's limits and how it bears them; it outlives a stream, so that batches share one limit.
 
@@ -64,6 +69,7 @@ class Traffic:
     ) -> None:
         """Start at ``concurrency`` requests in flight; no pause is longer than ``wait_max`` seconds."""
         self.width = float(concurrency)
+        self.closed = False  # True: nothing more is sent
         self._widest = float(concurrency_max)
         self._request_seconds = 60 / requests_per_minute if requests_per_minute else 0.0
         self._token_seconds = 60 / tokens_per_minute if tokens_per_minute else 0.0
@@ -76,6 +82,12 @@ class Traffic:
     def wait(self) -> float:
         """The seconds until the next request may be sent; 0 or less: now."""
         return max(self._silent_until, self._requests_free, self._tokens_free) - time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, but not on after the traffic was closed."""
+        until = time.monotonic() + seconds
+        while not self.closed and (rest := until - time.monotonic()) > 0:
+            await anyio.sleep(min(rest, STEP))
 
     def spend(self, tokens: float) -> None:
         """Count a request of ``tokens`` tokens as sent now."""
@@ -115,11 +127,16 @@ class Lane:
         """A place among those in flight, from when the limits allow a request of ``tokens`` tokens to be sent.
 
         How the body ends, well or by a Fault, is what the traffic learns from.
+
+        Raises:
+            Closed: where nothing more is to be sent.
         """
         async with self._slots:
             async with self._head:  # first come, first served, and a pause holds all who stand behind
-                while (seconds := self._traffic.wait()) > 0:
-                    await anyio.sleep(seconds)
+                while not self._traffic.closed and (seconds := self._traffic.wait()) > 0:
+                    await self._traffic.sleep(seconds)
+                if self._traffic.closed:
+                    raise Closed
                 self._traffic.spend(tokens)
             sent = time.monotonic()
             try:
