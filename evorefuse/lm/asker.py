@@ -181,11 +181,7 @@ def recipe(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(model: Mapping[str, Any]) -> Streaming:
-    """The engine of a recipe.
-
-    Raises:
-        EndpointError: where its key is not in the environment.
-    """
+    """The engine of a recipe."""
     module, name = model["kind"].rsplit(".", 1)
     kind = getattr(import_module(module), name)
     hints = get_type_hints(kind.__init__)
