@@ -185,6 +185,11 @@ def test_when_it_dies_the_run_says_so_and_its_claims_are_free(asker, responses, 
         other.close()
         responses.claim(list(batch))
         assert list(asker.stream(recipe(OpenAI, {"model": endpoint(server.url)}), batch, faults=Counter()))
+        assert asker._process is not None
+        os.kill(asker._process.pid, signal.SIGKILL)
+        asker._process.wait()
+        with pytest.raises(RuntimeError, match="run the command again"):  # between two batches
+            list(asker.stream(recipe(OpenAI, {"model": endpoint(server.url)}), batch, faults=Counter()))
 
 
 def test_a_full_pipe_of_a_run_that_reads_nothing_does_not_keep_it_from_storing(tmp_path):

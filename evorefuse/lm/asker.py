@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
@@ -74,8 +75,8 @@ class Asker:
 
     def close(self) -> None:
         """Let the process end, and wait for it; one that was left with replies on their way is not waited for."""
-        if self._process and self._process.stdin:
-            self._process.stdin.close()
+        if self._process:
+            _hang_up(self._process)
             self._process.wait()
             self._process = None
         self._left = [process for process in self._left if process.poll() is None]
@@ -103,12 +104,17 @@ class Asker:
 
     def _leave(self, process: subprocess.Popen[str]) -> None:
         """Give up the process with what it is at, and our claims, which are now its own."""
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                pipe.close()
+        _hang_up(process)
         self._left.append(process)
         self._process = None
         self._responses.leave()
+
+
+def _hang_up(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe:
+            with suppress(BrokenPipeError):  # it died with what we had to say unread
+                pipe.close()
 
 
 class _Desk:
