@@ -108,9 +108,10 @@ def load_model(
     if adapter is not None:
         check_base(model, adapter)
         if any(weight.is_meta for weight in network.parameters()):
+            fewer_bits = {None: "set engine.quantization, or ", "int8": "set engine.quantization=nf4, or "}
             raise ValueError(
-                f"target {model.name!r}: some layers fit on no device, and those cannot take an adapter; set "
-                "engine.quantization, or merge the adapter beforehand and load the result by source=path"
+                f"target {model.name!r}: some layers fit on no device, and those cannot take an adapter; "
+                f"{fewer_bits.get(quantization, '')}merge the adapter beforehand and load the result by source=path"
             )
         adapted = PeftModel.from_pretrained(network, str(adapter))
         network = _merged(adapted, dtype=dtype) if merges else adapted.get_base_model()
