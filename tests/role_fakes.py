@@ -86,6 +86,9 @@ class Remote:
     def complete(self, requests: Sequence[Request]) -> list[Reply]:
         return [reply for _, reply in self.stream(requests)]
 
+    def drain(self) -> None:
+        """Nothing is ever on its way."""
+
     def stream(
         self, requests: Sequence[Request], *, keep: Callable[[int, Reply], None] | None = None
     ) -> Iterator[tuple[int, Reply]]:

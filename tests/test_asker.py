@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -145,22 +145,22 @@ def test_left_alone_it_sends_nothing_more_stores_what_is_on_its_way_and_then_let
 
 def test_another_run_waits_for_what_it_stores_and_pays_only_for_the_rest(asker, responses, tmp_path):
     with Server(delay=0.5) as server:
-        model = OpenAI(model=endpoint(server.url))
-        elsewhere = partial(asker.stream, recipe(OpenAI, {"model": endpoint(server.url)}))
-        first = Cached(lm=model, responses=responses, ledger=_ledger(), elsewhere=elsewhere)
+        model, plan = OpenAI(model=endpoint(server.url)), recipe(OpenAI, {"model": endpoint(server.url)})
 
-        def interrupt() -> None:
-            eventually(lambda: len(server._log) >= 6)
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        def interrupted(batch: dict[str, Request], *, faults: Counter[str]) -> Iterator[tuple[str, Reply]]:
+            with closing(asker.stream(plan, batch, faults=faults)) as stream:
+                yield next(stream)
+                raise KeyboardInterrupt
 
-        threading.Thread(target=interrupt).start()
+        first = Cached(lm=model, responses=responses, ledger=_ledger(), elsewhere=interrupted)
         with pytest.raises(KeyboardInterrupt):
             first.complete(requests(25))
         other = Responses(tmp_path / "lm.sqlite")
-        second = Cached(lm=model, responses=other, ledger=_ledger())
+        second = Cached(lm=model, responses=other, ledger=_ledger(), elsewhere=None)
         assert all(reply.error is None for reply in second.complete(requests(25)))
         assert set(server.answered.values()) == {1}
         assert len(server.answered) == 25
+        assert second._ledger.entries[0].cached_requests > 1
         other.close()
 
 

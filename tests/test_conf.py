@@ -21,7 +21,7 @@ REPO = Path(__file__).parent.parent
 CONF = REPO / "conf"
 GROUPS = {"mutator": "mutator", "scorer": "scorer", "fitness": "fitness", "source": "source", "embedder": "embedder",
           "tracker": "tracker", "engine": "lm"}  # fmt: skip
-FOR_TESTS = {("engine", name) for name in ("scripted", "cached", "rehearsal")}  # plug-ins without a file, on purpose
+FOR_TESTS = {("engine", name) for name in ("scripted", "cached", "asker", "rehearsal")}  # no file, on purpose
 STAGES = sorted(path.stem for path in (REPO / "evorefuse" / "stages").glob("[!_]*.py"))
 OVERLAYS = ("experiment", "profile", "ablate")
 OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.rglob("*.yaml"))
