@@ -43,7 +43,7 @@ class Asker:
     def stream(
         self, model: Mapping[str, Any], batch: Mapping[str, Request], *, faults: Counter[str]
     ) -> Generator[tuple[str, Reply]]:
-        """Each request's key and reply, stored already, as they arrive; attempts that failed are added to ``faults``.
+        """Each request's key and reply as they arrive, all but errors stored; ``faults`` counts failed attempts.
 
         ``model`` is what the other process builds the engine from: its class's path as `kind`, and its `settings`.
         Closing the iterator lets no more be sent; what is on its way is stored all the same.
