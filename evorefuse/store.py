@@ -139,6 +139,19 @@ class Journal:
         return rows
 
 
+def _of_the_beginning(old: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of how its stage began, and, where there are any, the other commits at which it went on."""
+
+    def tree(of: Mapping[str, Any]) -> str:
+        return f"{of.get('commit')}{' with changes' if of.get('dirty') else ''}"
+
+    kept = {key: old[key] for key in ("start", "commit", "dirty", "identities") if key in old}
+    later = [*old.get("resumed", ())]
+    if tree(facts) not in (tree(old), *later):
+        later.append(tree(facts))
+    return {**kept, "resumed": later} if later else kept
+
+
 class Store:
     """One stage's folder. Holds a lock for as long as it lives, so two runs never write to one folder."""
 
@@ -166,8 +179,9 @@ class Store:
     def claim(self, config: Mapping[str, Any], *, facts: Mapping[str, Any], derived: bool = False) -> None:
         """Begin or resume a stage: write the manifest, or check that the one there has the same configuration.
 
-        ``facts`` holds what describes but does not decide a run (commit, versions, device, start). A ``derived`` stage
-        is rebuilt from files every time, so it never conflicts.
+        ``facts`` holds what describes but does not decide a run (commit, versions, device, start); where a
+        stage is resumed or rerun, start and commit stay those of its beginning, and `resumed` names the other commits.
+        A ``derived`` stage is rebuilt from files every time, so it never conflicts and keeps nothing.
 
         Raises:
             ConflictError: where the folder holds results of another configuration, naming the keys.
@@ -182,7 +196,7 @@ class Store:
                     f"{self.folder} holds results of another configuration; these keys differ: {keys}. "
                     "Give this run another name=…, restore those keys, or delete the folder."
                 )
-            facts = {**facts, "start": old.get("start"), "identities": old.get("identities")}
+            facts = {**facts, **_of_the_beginning(old, facts)}
         manifest = {"schema": 1, "config_hash": digest, "config": config, **facts, "end": None}
         self.write_json("manifest.json", manifest)
 

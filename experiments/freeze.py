@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 HERE = Path(__file__).parent
-PROVENANCE = ("config_hash", "commit", "dirty", "start", "end", "packages", "device", "identities", "config")
+PROVENANCE = ("config_hash", "commit", "dirty", "resumed", "start", "end", "packages", "device", "identities", "config")
 
 
 def read(path: Path) -> Any:

@@ -192,14 +192,18 @@ def test_another_configuration_is_refused_by_its_keys_and_the_old_manifest_stays
     assert (store.folder / "manifest.json").read_bytes() == before
 
 
-def test_the_same_configuration_resumes_and_keeps_its_start(store):
+def test_the_same_configuration_resumes_and_keeps_its_start_and_commit(store):
     store.claim({"a": 1}, facts={"start": "then", "commit": "x"})
     store.identify({"target": {"id": "m"}})
     store.complete(end="later", n=3)
     assert read_json(store.folder / "manifest.json")["end"] == "later"
-    store.claim({"a": 1}, facts={"start": "now", "commit": "y"})
+    store.claim({"a": 1}, facts={"start": "now", "commit": "x"})
+    assert "resumed" not in read_json(store.folder / "manifest.json")
+    for commit, dirty in (("y", False), ("y", True), ("x", False), ("y", False)):
+        store.claim({"a": 1}, facts={"start": "now", "commit": commit, "dirty": dirty})
     manifest = read_json(store.folder / "manifest.json")
-    assert (manifest["start"], manifest["commit"], manifest["end"]) == ("then", "y", None)
+    assert (manifest["start"], manifest["commit"], manifest["end"]) == ("then", "x", None)
+    assert manifest["resumed"] == ["y", "y with changes"]
     assert manifest["identities"] == {"target": {"id": "m"}}
     assert manifest["config_hash"] == config_hash({"a": 1})
 
