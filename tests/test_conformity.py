@@ -30,7 +30,7 @@ from evorefuse.source.hub import Hub
 from evorefuse.source.jsonl import File
 
 REPO = Path(__file__).parent.parent
-SHARED = {"mutator/patterns"}  # a module that plug-ins of its folder build on, no plug-in itself
+SHARED = {"mutator/patterns", "mutator/strategies"}  # what plug-ins of their folder build on, no plug-ins themselves
 SAMPLING = Sampling(samples=3, max_tokens=8)
 
 # By folder and module; a second class of a module has a name of its own after a colon.

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from evorefuse.mutator.neutral import Neutral
 from evorefuse.mutator.patterns import DATA, RECOMBINE, Pattern
-from evorefuse.mutator.rules import STRATEGIES, Rules
+from evorefuse.mutator.rules import Rules
+from evorefuse.mutator.strategies import STRATEGIES
 from evorefuse.records import Instruction, Proposal
 
 ARMS = [Rules, Neutral]

@@ -12,24 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evorefuse.mutator.strategies import RECOMBINE, STRATEGIES
 from evorefuse.ports import LM
 from evorefuse.prompts import Template, inert, mark_for, read, shipped
 from evorefuse.records import Instruction, Message, Proposal, derive
 from evorefuse.store import read_jsonl
 from evorefuse.structured import Answer, Prompt, Text, ask
 
-STRATEGIES = (
-    "controversial_topic",
-    "imaginary_scenario",
-    "implied_harm",
-    "violent_words",
-    "prejudiced_words",
-    "sensitive_words",
-    "anger",
-    "disgust",
-    "despair",
-)
-RECOMBINE = "recombine"
 _PARTS = {"request", "from_unsafe", "mined", RECOMBINE}  # templates that are no strategies
 _MAX_CHARACTERS = 20  # a word, on average: texts without spaces have a length too
 _SCRIPTS = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}  # Japanese mixes them

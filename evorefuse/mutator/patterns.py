@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from evorefuse.mutator.strategies import RECOMBINE
 from evorefuse.records import Instruction, Proposal, stream
 
 DATA = Path(__file__).parent.parent / "data"
-RECOMBINE = "recombine"
 _ENDS = ".!?…:؟。！？۔"
 _BREAK = re.compile(rf"(?:(?<=[{_ENDS}])|(?<=[{_ENDS}][\"'”’)\]]))\s+")
 _CLOSED = re.compile(rf"[{_ENDS}][\"'”’)\]]*$")

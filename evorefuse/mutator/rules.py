@@ -5,19 +5,8 @@ import re
 from collections.abc import Sequence
 
 from evorefuse.mutator import patterns
+from evorefuse.mutator.strategies import STRATEGIES
 from evorefuse.records import Instruction, Proposal
-
-STRATEGIES = (
-    "controversial_topic",
-    "imaginary_scenario",
-    "implied_harm",
-    "violent_words",
-    "prejudiced_words",
-    "sensitive_words",
-    "anger",
-    "disgust",
-    "despair",
-)
 
 
 class Rules:
