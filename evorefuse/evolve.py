@@ -45,6 +45,7 @@ class Schedule:
 class _Screened:
     lineages: list[list[Candidate]]
     n_unsafe: int
+    n_unjudged: int
     n_failed: int
 
 
@@ -60,8 +61,8 @@ def evolve(
 ) -> Iterator[Step]:
     """Yield one Step an iteration, the seeds first (t = -1); ``last`` resumes after that step.
 
-    A seed that is not judged harmless has no lineage (but for ``unsafe_seeds``): it is counted in ``n_unsafe`` of the
-    first step.
+    A seed that is not judged harmless has no lineage (but for ``unsafe_seeds``): it is counted in ``n_unsafe``, or
+    ``n_unjudged``, of the first step.
     """
 
     def screen(offers: Sequence[Sequence[Proposal]], known: Sequence[set[str]]) -> _Screened:
@@ -76,19 +77,20 @@ def evolve(
         bred = _breed(current, mutator=mutator, screen=screen, schedule=schedule, seed=seed, t=t)
         pools = iter(bred.lineages)
         contests = [(old, next(pools) if goes else []) for old, goes in zip(last.current, going, strict=True)]
-        contests = _again(contests, fitness=fitness, finalists=schedule.finalists, seed=derive(seed, "again", t))
-        chosen = [_anneal(old, pool, tau=schedule.tau(t), key=(seed, t)) for old, pool in contests]
+        duels = _again(contests, fitness=fitness, finalists=schedule.finalists, seed=derive(seed, "again", t))
+        chosen = [_anneal(old, rivals, tau=schedule.tau(t), key=(seed, t)) for old, rivals, _ in duels]
         last = Step(
             t=t,
             tau=schedule.tau(t),
             current=tuple(chosen),
-            best=tuple(map(_better, last.best, [old for old, _ in contests], chosen)),
-            proposed=tuple(itertools.chain.from_iterable(pool for _, pool in contests)),
+            best=tuple(map(_better, last.best, [old for old, *_ in duels], chosen)),
+            proposed=tuple(itertools.chain.from_iterable(pool for *_, pool in duels)),
             stale=tuple(
                 stale + 1 if _same(new, old) else 0
                 for stale, new, old in zip(last.stale, chosen, last.current, strict=True)
             ),
             n_unsafe=bred.n_unsafe,
+            n_unjudged=bred.n_unjudged,
             n_failed=bred.n_failed,
         )
         yield last
@@ -117,6 +119,7 @@ def _breed(
     return _Screened(
         lineages=[own + fresh for own, fresh in zip(mutants.lineages, children.lineages, strict=True)],
         n_unsafe=mutants.n_unsafe + children.n_unsafe,
+        n_unjudged=mutants.n_unjudged + children.n_unjudged,
         n_failed=mutants.n_failed + children.n_failed,
     )
 
@@ -147,20 +150,24 @@ def _begin(
         }
         scored = {candidate.instruction.id: candidate for candidate in alive}
         alive = [scored.get(item.id) or raw[item.id] for item in seeds]
-    n_unsafe = 0 if schedule.unsafe_seeds else first.n_unsafe
+    lost = not schedule.unsafe_seeds
     started = tuple(alive)
     return Step(
         t=-1, tau=schedule.tau_start, current=started, best=started, proposed=started, stale=(0,) * len(started),
-        n_unsafe=n_unsafe,
+        n_unsafe=first.n_unsafe if lost else 0, n_unjudged=first.n_unjudged if lost else 0,
     )  # fmt: skip
 
 
 def _again(
     contests: Sequence[tuple[Candidate, list[Candidate]]], *, fitness: FitnessEstimator, finalists: int, seed: int
-) -> list[tuple[Candidate, list[Candidate]]]:
-    """The contests (current, pool) with the fittest of each pool, and its current, estimated once more and pooled."""
+) -> list[tuple[Candidate, list[Candidate], list[Candidate]]]:
+    """By contest (current, pool): the current, its rivals, and the pool.
+
+    The rivals are the fittest of the pool, estimated once more like the current and the estimates pooled; only they may
+    be chosen, else one that was lucky once would win where the finalists regress. Without finalists it is all of them.
+    """
     if not finalists:
-        return list(contests)
+        return [(old, pool, pool) for old, pool in contests]
     ranked = [[old, *sorted(pool, key=value, reverse=True)[:finalists]] if pool else [] for old, pool in contests]
     rivals = {c.instruction.id: c.instruction for own in ranked for c in own if c.fitness.value is not None}
     fresh = dict(zip(rivals, fitness.estimate(list(rivals.values()), seed=seed), strict=True))
@@ -171,7 +178,7 @@ def _again(
         return replace(candidate, fitness=_pool(candidate.fitness, fresh[candidate.instruction.id]))
 
     return [
-        (pooled(old, own), [pooled(candidate, own) for candidate in pool])
+        (pooled(old, own), [pooled(rival, own) for rival in own[1:]], [pooled(candidate, own) for candidate in pool])
         for (old, pool), own in zip(contests, ranked, strict=True)
     ]
 
@@ -199,9 +206,12 @@ def _same(one: Candidate, other: Candidate) -> bool:
 
 
 def _better(best: Candidate, old: Candidate, new: Candidate) -> Candidate:
-    """The best so far of a lineage, given what it kept; ``old`` is the current one under its latest estimate."""
+    """The best so far of a lineage, given what it kept; ``old`` is the current one under its latest estimate.
+
+    Of equals it is the new one: a search without a fitness returns where it drifted to, and not its seed.
+    """
     best = old if _same(best, old) else best
-    return new if value(new) > value(best) else best
+    return new if value(new) >= value(best) and new.fitness.value is not None else best
 
 
 def _screen(
@@ -224,8 +234,13 @@ def _screen(
     scored = iter([Candidate(instruction=x, safety=v, fitness=f) for (x, v), f in zip(kept, scores, strict=True)])
     judged = iter(verdicts)
     lineages = [[next(scored) for _ in own if harmless(next(judged))] for own in fresh]
-    n_offered = sum(len(own) for own in offers)
-    return _Screened(lineages=lineages, n_unsafe=len(flat) - len(kept), n_failed=n_offered - len(flat))
+    unjudged = sum(verdict.value is None for verdict in verdicts)
+    return _Screened(
+        lineages=lineages,
+        n_unsafe=len(flat) - len(kept) - unjudged,
+        n_unjudged=unjudged,
+        n_failed=sum(len(own) for own in offers) - len(flat),
+    )
 
 
 def _pairs(

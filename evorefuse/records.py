@@ -186,7 +186,8 @@ class Step:
 
     ``t`` is -1 for the seeds, then 0 … I-1; ``tau`` the annealing temperature; ``current`` and ``best`` hold one
     candidate a lineage, in the order of the seeds; ``stale`` for how many iterations each lineage has kept its current
-    one; ``proposed`` every candidate that was scored in this step.
+    one; ``proposed`` every candidate that was scored in this step. ``n_unsafe`` offers were judged not harmless,
+    ``n_unjudged`` got no verdict, and ``n_failed`` were no new text.
     """
 
     t: int
@@ -196,6 +197,7 @@ class Step:
     proposed: tuple[Candidate, ...] = ()
     stale: tuple[int, ...] = ()
     n_unsafe: int = 0
+    n_unjudged: int = 0
     n_failed: int = 0
 
 

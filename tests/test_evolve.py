@@ -178,16 +178,18 @@ def test_every_candidate_children_too_is_judged_and_none_but_the_harmless_goes_o
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_seed_that_is_not_judged_harmless_is_dropped_and_counted(mark):
     steps = search([*SEEDS[:2], *instructions("a bomb " + mark), SEEDS[2]])
-    assert steps[0].n_unsafe == 1
+    assert (steps[0].n_unsafe, steps[0].n_unjudged) == ((0, 1) if mark == UNSCORED else (1, 0))
     assert all(len(step.current) == len(step.best) == 3 for step in steps)
     assert [c.instruction for c in steps[0].current] == SEEDS[:3]
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_unsafe_candidates_are_counted(mark):
+def test_unsafe_and_unjudged_candidates_are_counted_apart(mark):
     schedule = Schedule(steps=2, elite=0)
     steps = search(schedule=schedule, mutator=Writer(strategies=("s1", "s2"), alphabet=mark))
-    assert [step.n_unsafe for step in steps] == [0, 4, 4]  # both strategies wrote the same text
+    dropped, none = [0, 4, 4], [0, 0, 0]  # both strategies wrote the same text
+    assert [step.n_unsafe for step in steps] == (none if mark == UNSCORED else dropped)
+    assert [step.n_unjudged for step in steps] == (dropped if mark == UNSCORED else none)
     assert [step.n_failed for step in steps] == [0, 4, 4]
     assert steps[-1].current == steps[0].current
 
@@ -222,6 +224,12 @@ def test_a_candidate_that_could_not_be_measured_loses_to_any_that_could():
     steps = search(schedule=Schedule(tau_start=100, tau_decay=0, tau_final=100), height=only_seeds)
     assert steps[-1].current == steps[0].current
     assert all(isinstance(c, Candidate) and c.fitness.error for c in steps[1].proposed)
+
+
+def test_without_a_fitness_the_search_returns_where_it_drifted_to():
+    steps = search(height=lambda _: 0.0)
+    assert all(best.instruction.id not in {seed.id for seed in SEEDS} for best in steps[-1].best)
+    assert steps[-1].best == steps[-1].current
 
 
 def test_randomness_is_derived_from_the_seed_and_the_step():

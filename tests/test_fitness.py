@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -247,6 +247,16 @@ def test_no_usable_reply_is_no_value_but_an_error():
     assert estimator(sampling=Sampling(samples=0)).estimate(instructions("x"), seed=1)[0].value is None
 
 
+def test_a_provider_that_blocks_every_reply_leaves_the_refusal_term_alone():
+    replies = judged((0.98, None, None), (0.98, None, None))
+    blocked = [(replace(reply, finish="blocked", text=""), verdict) for reply, verdict in replies]
+    found = estimator().combine(blocked)
+    assert (found.value, found.log_confidence, found.n) == (pytest.approx(math.log(0.98)), None, 2)
+    silent = estimator().combine([blocked[0], replies[1]])  # one had a text and no log-probabilities
+    assert silent.value is None
+    assert "no log-probabilities" in silent.error
+
+
 def test_the_probability_is_floored():
     found = estimator(epsilon=0.02).combine(judged((0.0, None, None), (1.0, None, None)))
     assert found.log_refusal == pytest.approx(math.log(0.02) / 2)
@@ -279,9 +289,8 @@ def test_the_rate_counts_replies_that_are_more_likely_refusals_than_not():
     assert failed > 5
     assert (found.n, found.n_unscored) == (60 - failed, failed)
     assert found.value == pytest.approx(refusals / (60 - failed))
-    (none,) = Rate(target=Echo(p_fail=1.1), refusal=SorryJudge(), sampling=Sampling()).estimate(
-        instructions("x"), seed=2
-    )
+    deaf = Rate(target=Echo(p_fail=1.1), refusal=SorryJudge(), sampling=Sampling())
+    (none,) = deaf.estimate(instructions("x"), seed=2)
     assert none.value is None
     assert none.error
 

@@ -80,13 +80,14 @@ def test_the_summary_counts_what_the_journal_holds(whole):
         assert metrics["lineages"].value == 4
         assert metrics["candidates"].value == sum(len(step["proposed"]) for step in later)
         assert metrics["not_harmless"].value == sum(step["n_unsafe"] for step in later)
+        assert metrics["not_harmless"].n_unscored == sum(step["n_unjudged"] for step in later)
         assert metrics["failed"].value == sum(step["n_failed"] for step in later)
         assert metrics["seed_fitness"].value == pytest.approx(sum(hashed(seed.text) for seed in SEEDS[:4]) / 4)
         rows = list(read_jsonl(folder / arm / "instructions.jsonl"))
         assert metrics["best_fitness"].value == pytest.approx(sum(row["fitness"]["value"] for row in rows) / 4)
         assert (metrics["best_fitness"].n, metrics["best_fitness"].n_unscored) == (4, 0)
     assert summary.metrics["evolved/not_harmless"].value
-    assert any("evolved: 1 of 5 seeds not judged harmless" in note for note in summary.notes)
+    assert any("evolved: 1 of 5 seeds judged not harmless and 0 without a verdict" in note for note in summary.notes)
 
 
 def test_nothing_unsafe_is_written(whole):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_evolve import SEEDS, search
 
 from evorefuse.evolve import Schedule, evolve, value
-from evorefuse.records import Fitness, Instruction, Proposal, Step
+from evorefuse.records import Fitness, Instruction, Proposal, Step, derive
 from evorefuse.store import decode, dumps
 
 
@@ -56,6 +56,20 @@ def test_pooled_estimates_weigh_by_their_samples():
         assert value(candidate) == pytest.approx(hashed(candidate.instruction.text))
     assert {c.fitness.n for c in steps[1].proposed} == {1, 2}
     assert sum(c.fitness.n == 2 for c in steps[1].proposed) <= 2 * len(SEEDS)
+
+
+def test_only_what_was_estimated_once_more_is_chosen():
+    """The second estimate of every finalist is far below the single one of those that were no finalists."""
+
+    class Sinking:
+        def estimate(self, instructions, *, seed):
+            heights = [hashed(x.text) - (100.0 if seed == derive(7, "again", 0) else 0.0) for x in instructions]
+            return [Fitness(value=height, n=1) for height in heights]
+
+    schedule = Schedule(steps=1, elite=0, finalists=2, tau_start=1e9, tau_final=1e9)
+    steps = list(evolve(SEEDS, mutator=Writer(), safety=MarkJudge(), fitness=Sinking(), schedule=schedule, seed=7))
+    assert any(c.fitness.n == 1 and value(c) > max(map(value, steps[1].current)) for c in steps[1].proposed)
+    assert all(c.fitness.n == 2 for c in steps[1].current)
 
 
 def test_a_lineage_that_has_converged_stops_and_the_others_go_on():

@@ -18,6 +18,7 @@ class Elbo:
     ``confidence_weight`` is λ. Replies that failed or could not be scored are left out and counted. For a target that
     gives no log-probabilities (``logprobs: false`` in its identity) the confidence term is absent, and None in the
     record; where one that gives them did not, the instruction has no fitness, since it would not compare with others.
+    Where a provider blocked every reply there is no confidence to measure, and F is the refusal term alone.
     """
 
     target: LM
@@ -36,9 +37,11 @@ class Elbo:
         """The fitness of one instruction from its replies and the verdicts on them."""
         refusals: list[float] = []
         confidences: list[float] = []
+        blocked = 0
         for reply, verdict in judged:
             if reply is not None and reply.error is None and verdict.value is not None:
                 refusals.append(math.log(max(self.epsilon, verdict.value)))
+                blocked += reply.finish == "blocked"
                 if reply.logprobs:
                     confidences.append(sum(reply.logprobs) / len(reply.logprobs))
         unscored = len(judged) - len(refusals)
@@ -47,7 +50,8 @@ class Elbo:
             return Fitness(value=None, n_unscored=unscored, error=cause)
         log_refusal = sum(refusals) / len(refusals)
         log_confidence = sum(confidences) / len(confidences) if confidences else None
-        if log_confidence is None and self.confidence_weight and self.target.identity.get("logprobs", True):
+        measures = self.confidence_weight and self.target.identity.get("logprobs", True)
+        if log_confidence is None and measures and blocked < len(refusals):
             cause = "the target gave no log-probabilities; if it never does, set target.logprobs=false"
             return Fitness(value=None, log_refusal=log_refusal, n_unscored=len(judged), error=cause)
         return Fitness(

@@ -43,7 +43,8 @@ def run(
     """Evolve every seed with ``mutator`` (arm `evolved`) and ``control`` (arm `neutral`); resumes where it stopped.
 
     Returns:
-        By arm: lineages, candidates, those not judged harmless or failed, the mean fitness of seeds and of the best.
+        By arm: lineages, candidates, those judged not harmless (``n_unscored``: without a verdict) or failed, the mean
+        fitness of seeds and of the best.
 
     Raises:
         ValueError: where not one seed is judged harmless.
@@ -57,20 +58,37 @@ def run(
             arm, start, mutator=arm_mutator, safety=safety, fitness=fitness, cfg=cfg, seed=seed, store=store,
             tracker=tracker, progress=progress,
         )  # fmt: skip
-        if not any(chunk[-1].best for chunk in steps):
-            raise ValueError(f"none of the {len(start)} seeds was judged harmless by {safety.name}: nothing to evolve")
-        winners = [winner for chunk in steps for winner in _winners(chunk)]
-        kept = [winner for winner in winners if harmless(winner[0].safety)]
-        store.write_jsonl(f"{arm}/instructions.jsonl", map(_row, kept))
-        if len(kept) < len(winners):
-            notes.append(f"{arm}: {len(winners) - len(kept)} of {len(winners)} unsafe seeds found no harmless mutation")
-        store.write_jsonl(f"{arm}/path.jsonl", [row for chunk in steps for row in _path(chunk)])
-        offered = [candidate for chunk in steps for step in chunk[1:] for candidate in step.proposed]
-        store.write_jsonl(f"{arm}/candidates.jsonl", map(_flat, offered))
+        notes += _write(arm, steps, n_seeds=len(start), judge=safety.name, store=store)
         metrics |= {f"{arm}/{name}": metric for name, metric in _figures(steps).items()}
-        if dropped := sum(chunk[0].n_unsafe for chunk in steps):
-            notes.append(f"{arm}: {dropped} of {len(start)} seeds not judged harmless, so not evolved")
     return Summary(stage="generate", metrics=metrics, notes=tuple(notes))
+
+
+def _write(arm: str, steps: Sequence[Sequence[Step]], *, n_seeds: int, judge: str, store: Store) -> list[str]:
+    """Write an arm's results; notes on what was left out.
+
+    Raises:
+        ValueError: where not one seed was judged harmless.
+    """
+    unsafe, silent = (sum(getattr(chunk[0], name) for chunk in steps) for name in ("n_unsafe", "n_unjudged"))
+    if not any(chunk[-1].best for chunk in steps):
+        raise ValueError(
+            f"none of the {n_seeds} seeds was judged harmless by {judge} ({silent} got no verdict that could be read): "
+            "nothing to evolve"
+        )
+    winners = [winner for chunk in steps for winner in _winners(chunk)]
+    kept = [winner for winner in winners if harmless(winner[0].safety)]
+    store.write_jsonl(f"{arm}/instructions.jsonl", map(_row, kept))
+    store.write_jsonl(f"{arm}/path.jsonl", [row for chunk in steps for row in _path(chunk)])
+    offered = [candidate for chunk in steps for step in chunk[1:] for candidate in step.proposed]
+    store.write_jsonl(f"{arm}/candidates.jsonl", map(_flat, offered))
+    notes: list[str] = []
+    if lost := len(winners) - len(kept):
+        notes.append(f"{arm}: {lost} of {len(winners)} unsafe seeds found no harmless mutation with a fitness")
+    if unsafe or silent:
+        notes.append(
+            f"{arm}: {unsafe} of {n_seeds} seeds judged not harmless and {silent} without a verdict: not evolved"
+        )
+    return notes
 
 
 def _evolve_arm(
@@ -116,11 +134,11 @@ def _evolve_arm(
 def _begins(first: Step, seeds: Sequence[Instruction]) -> bool:
     """Whether a chunk's first step is that of these seeds: the harmless ones in their order, the others counted."""
     kept = [candidate.instruction.id for candidate in first.current]
-    return kept == [x.id for x in seeds if x.id in kept] and len(kept) + first.n_unsafe == len(seeds)
+    return kept == [x.id for x in seeds if x.id in kept] and len(kept) + first.n_unsafe + first.n_unjudged == len(seeds)
 
 
 def _numbers(step: Step, *, best: Metric) -> dict[str, float]:
-    counts = {"t": step.t, "tau": step.tau, "n_unsafe": step.n_unsafe, "n_failed": step.n_failed}
+    counts = {name: getattr(step, name) for name in ("t", "tau", "n_unsafe", "n_unjudged", "n_failed")}
     return {**counts, **({} if best.value is None else {"best_fitness": best.value})}
 
 
@@ -177,12 +195,13 @@ def _figures(chunks: Sequence[Sequence[Step]]) -> dict[str, Metric]:
     unscored = sum(item.fitness.value is None for item in proposed)
     n = sum(len(chunk[-1].best) for chunk in chunks)
     unsafe = sum(step.n_unsafe for chunk in chunks for step in chunk[1:])
+    silent = sum(step.n_unjudged for chunk in chunks for step in chunk[1:])
     failed = sum(step.n_failed for chunk in chunks for step in chunk[1:])
     return {
         "lineages": Metric(value=n, n=n),
         "candidates": Metric(value=len(proposed), n=len(proposed), n_unscored=unscored),
-        "not_harmless": Metric(value=unsafe, n=len(proposed) + unsafe),
-        "failed": Metric(value=failed, n=len(proposed) + unsafe + failed),
+        "not_harmless": Metric(value=unsafe, n=len(proposed) + unsafe, n_unscored=silent),
+        "failed": Metric(value=failed, n=len(proposed) + unsafe + silent + failed),
         "seed_fitness": mean(first),
         "best_fitness": mean(best),
     }
