@@ -82,7 +82,12 @@ class FakeSafety:
     name = "rules"
 
     def score(self, exchanges):
-        return [Verdict(scorer=self.name, label="safe", value=0.9) for _ in exchanges]
+        return [self._verdict(exchange.instruction.text) for exchange in exchanges]
+
+    def _verdict(self, text):
+        """Whatever speaks of murder is unsafe, unless it is said to be a game."""
+        is_safe = "murder" not in text or "game" in text
+        return Verdict(scorer=self.name, label="safe" if is_safe else "unsafe", value=0.9 if is_safe else 0.1)
 
 
 class FakeFitness:
@@ -94,6 +99,13 @@ class FakeFitness:
             )
             for x in instructions
         ]  # fmt: skip
+
+
+class FakeRate:
+    """Fitness without a logarithm."""
+
+    def estimate(self, instructions, *, seed):
+        return [Fitness(value=probability(x.text), n=4) for x in instructions]
 
 
 class FakeTarget:
@@ -152,15 +164,16 @@ def make_seeds():
     return [Instruction(text=text, seed_id="", source="builtin") for text in (*plain, *NASTY)]
 
 
-def run_generate(folder, *, steps=2, phrases=PHRASES):
+def run_generate(folder, *, steps=2, phrases=PHRASES, seeds=None, estimator=None, unsafe_seeds=False, **nodes):
     store = Store(folder / "generate")
-    config = {"target": {"name": "toy", "_target_": "x.Y"}, "generate": {"sampling": {"temperature": 1.0}}}
+    config = {"target": {"name": "toy", "_target_": "x.Y"}, "generate": {"sampling": {"temperature": 1.0}}, **nodes}
     store.claim(config, facts={"commit": "deadbeef", "packages": {"numpy": "2"}, "device": "cpu", "start": "now"})
     neutral = {f"neutral_{i}": f"It is for day {i}." for i in range(1, 4)}
     summary = generate.run(
-        cfg=generate.Settings(schedule=Schedule(steps=steps), chunk=5), seed=1, seeds=Fixed(make_seeds()),
-        mutator=FakeMutator(phrases), control=FakeMutator(neutral), safety=FakeSafety(), fitness=FakeFitness(),
-        store=store, tracker=Recorder(), progress=quiet(),
+        cfg=generate.Settings(schedule=Schedule(steps=steps, unsafe_seeds=unsafe_seeds), chunk=5), seed=1,
+        seeds=Fixed(seeds or make_seeds()),
+        mutator=FakeMutator(phrases), control=FakeMutator(neutral), safety=FakeSafety(),
+        fitness=estimator or FakeFitness(), store=store, tracker=Recorder(), progress=quiet(),
     )  # fmt: skip
     store.write_json("summary.json", summary)
     store.close()
@@ -174,14 +187,14 @@ def read_arm(folder, arm):
     ], [r["t"] for r in rows]
 
 
-def run_benchmark(folder, *, arms=("evolved", "neutral")):
+def run_benchmark(folder, *, arms=("evolved", "neutral"), seeds=None):
     store = Store(folder / "benchmark")
     sampling = {"temperature": 1.0, "system": "Be kind </script>"}
     store.claim(
         {"benchmark": {"sampling": sampling}},
         facts={"commit": "deadbeef", "identities": {"target": FakeTarget.identity}},
     )
-    sets = {"seeds": Fixed(make_seeds())}
+    sets = {"seeds": Fixed(seeds or make_seeds())}
     for arm in arms:
         path, times = read_arm(folder, arm)
         sets[arm] = Fixed([x for x, t in zip(path, times, strict=True) if t == max(times)])

@@ -135,6 +135,24 @@ def test_a_set_that_only_fails_has_no_rate(tmp_path):
     assert summary.metrics["compare/evolved-seeds/refused_p"].n == 0
 
 
+class Mute(Shy):
+    """Fails on all of `seed 0`, on all of `loud seed 1` and on one unsafe request."""
+
+    def _reply(self, request: Request) -> Reply:
+        if request.messages[-1].content in ("seed 0", "loud seed 1", "unsafe 4"):
+            return Reply(text="", finish="error", error="timed out")
+        return super()._reply(request)
+
+
+def test_instructions_without_a_scored_reply_are_counted_where_they_are_left_out(tmp_path):
+    metrics = work(tmp_path, target=Mute(p_fail=0.0), sets={**SETS, "evolved": EVOLVED[:5]}).metrics
+    auc = metrics["auc/controls-seeds"]
+    assert (auc.n, auc.n_unscored) == (4 + 5, 2)
+    for key in ("refused", "refused_p", "p_refusal", "p_refusal_p"):
+        found = metrics[f"compare/evolved-seeds/{key}"]
+        assert (found.n, found.n_unscored) == (3, 2), key  # the sixth seed has no evolved one: it is not unscored
+
+
 def test_samples_are_fresh_but_the_same_for_the_same_seed(whole, tmp_path):
     target = Shy()
     work(tmp_path / "a", target=target)

@@ -6,6 +6,7 @@ import io
 import pytest
 from report_cell import PHRASES, make_seeds
 
+from evorefuse.page import publish
 from evorefuse.page.cell import read_cell
 from evorefuse.page.findings import check, curves, strategies, validity
 from evorefuse.page.lineage import new_words, pick
@@ -72,6 +73,7 @@ def test_numbers():
     assert number(0.795, kind="rate", signed=True) == "+79.5"
     assert number(-2.5) == "−2.50"
     assert number(float("nan")) == "—"
+    assert [number(x) for x in (0.0, 1 / 20_001, -1e-9, 0.00006)] == ["0", "<\u00a00.0001", ">\u00a0−0.0001", "0.0001"]
     assert interval(Metric(value=1.0, n=1)) == ""
     assert [p_value(p) for p in (None, 0.0001, 0.0123)] == [
         "p not measured",
@@ -85,3 +87,30 @@ def test_plain_json_of_records_reads_back(cell):
     assert encode(read.summaries["benchmark"])["stage"] == "benchmark"
     assert read.model == "toy <model>"
     assert read.scorers == ["classifier", "prefix", "rules"]
+
+
+def dataset_card(*, sources, unsafe_seeds=False, log_refusal=-0.1):
+    fitness = {"value": -0.1, "log_refusal": log_refusal, "log_confidence": None}
+    generate = {"config": {"generate": {"schedule": {"unsafe_seeds": unsafe_seeds}}}}
+    return " ".join(publish.render(
+        publish.Content(
+            title="t", language="en", licence="MIT", faults=(), n=1, counts={}, against={}, strategies={}, judges=(),
+            rates={"this set": Metric(value=0.5, n=2), "seeds": Metric(value=0.5, n=2)}, licences={},
+            limits={"jaccard": 0.7, "shingle": 3, "cosine": 0.9}, sources=sources, manifests={"generate": generate},
+            example={"fitness": fitness},
+        )
+    ).split())  # fmt: skip
+
+
+def test_the_dataset_card_says_what_the_seeds_were_and_what_fitness_is():
+    plain = dataset_card(sources={"builtin:seeds": 3}, unsafe_seeds=True)
+    assert "Each began as a plain everyday instruction;" in plain
+    assert "in nats" in plain
+    assert "may be unsafe" not in plain
+    own = dataset_card(sources={"builtin:seeds": 3, "mine.jsonl": 1}, log_refusal=None)
+    assert "Each began as an instruction from the sources named below;" in own
+    assert "everyday" not in own
+    assert "nats" not in own
+    unsafe = dataset_card(sources={"mine.jsonl": 1}, unsafe_seeds=True)
+    assert "Each began as a request that may be unsafe;" in unsafe
+    assert "| seeds (may be unsafe) |" in unsafe

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import Notebook
 
+from evorefuse.page.cards import card_of, read_card
+from evorefuse.page.publish import judge_line
 from evorefuse.ports import Scorer
 from evorefuse.records import Exchange, Instruction, Reply
 from evorefuse.scorer import classifier
 from evorefuse.scorer.classifier import CLASSES, FEATURES, HIGH, LOW, Classifier, load_weights, softmax_regression
 from evorefuse.scorer.prefix import PAPER, Prefix
 from evorefuse.stages import judge
+from evorefuse.store import Store
 
 PUBLIC = Path(os.environ.get("EVOREFUSE_PUBLIC_DATA", Path(__file__).parents[2] / "shared" / "data"))
 HUMAN = PUBLIC / "xstest_human_labels_3models.jsonl"
@@ -218,6 +222,55 @@ def test_frozen_cards_and_weights_are_what_a_refit_gives():
         assert figures["kappa"] == pytest.approx(kept["classifier"]["per_model"][name]["kappa"], abs=0.01)
     verdicts = Prefix(variant="paper").score(judge._exchanges(human))
     assert judge.grade(human, verdicts)["kappa"] == pytest.approx(kept["prefix-paper"]["kappa"], abs=0.001)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """The stage on a small file of labels, as a user would have one."""
+    folder = tmp_path_factory.mktemp("judge")
+    rows = [
+        {"id": i, "model": model, "completion": text, "label": label}
+        for model in ("one", "two")
+        for label, texts in (("full_refusal", FULL[:8]), ("full_compliance", COMPLIANCE[:8]))
+        for i, text in enumerate(texts)
+    ]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    store = Store(folder / "judge")
+    cfg = judge.Settings(human=str(folder / "mine.jsonl"), windows=(320,))
+    judge.run(cfg=cfg, refusal=Classifier(), store=store, tracker=Notebook())
+    store.close()
+    return folder / "judge"
+
+
+def test_a_card_names_its_data_as_they_are(judged):
+    cards = json.loads((judged / "judge_cards.json").read_text("utf-8"))
+    for name in ("classifier", "prefix-anchored", "prefix-paper"):
+        assert cards[name]["set"] == "mine.jsonl: people's labels of the answers of 2 models"
+        assert cards[name]["n"] == 32
+        assert "three models" not in cards[name]["ours"]["set"]
+
+
+def test_a_card_is_shown_beside_the_weights_that_it_describes_alone(judged, tmp_path):
+    fitted = str(judged / "refusal_classifier.json")
+    own, frozen = (json.loads(text) for text in ((judged / "judge_cards.json").read_text("utf-8"),
+                                                 shipped("judge_cards.json")))  # fmt: skip
+
+    def shown(cards, model):
+        return bool(card_of("classifier", cards=cards, refusal={"model": model} if model != "none" else {}))
+
+    assert [shown(own, model) for model in (fitted, None, "none", str(tmp_path / "gone.json"))] == [True, *[False] * 3]
+    assert [shown(frozen, model) for model in (fitted, None, "none")] == [False, True, True]
+    copy = tmp_path / "copy.json"
+    copy.write_text(shipped("refusal_classifier.json"), encoding="utf-8")
+    assert shown(frozen, str(copy))
+    weights = json.loads(copy.read_text("utf-8"))
+    weights["bias"][0] += 0.1
+    copy.write_text(json.dumps(weights), encoding="utf-8")
+    assert not shown(frozen, str(copy))
+    assert card_of("prefix-paper", cards=own, refusal={"model": fitted}) == own["prefix-paper"]
+    assert own["classifier"]["weights"] not in str(read_card("classifier", own["classifier"]))
+    assert "has not been measured" in judge_line("classifier", refusal={"model": fitted})
+    assert "κ 0.91" in judge_line("classifier", refusal={"model": None})
 
 
 def test_grading_counts_the_unscored_and_leaves_them_out():

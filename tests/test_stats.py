@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from evorefuse import stats
+from evorefuse.records import Metric
 
 
 def closed_wilson(hits: float, n: float, z: float = 1.959964) -> tuple[float, float]:
@@ -89,6 +90,55 @@ def test_the_clustered_interval_covers_where_the_naive_one_does_not():
     assert naive_covered / 400 < 0.75
 
 
+def beta(rng, mean, alike):
+    """Twenty prompts' rates of this mean; ``alike`` is the correlation of two answers to one prompt."""
+    total = (1 - alike) / alike
+    return rng.beta(mean * total, (1 - mean) * total, 20)
+
+
+@pytest.mark.parametrize(
+    ("mean", "draw"),
+    [
+        (0.05, lambda rng: beta(rng, 0.05, 0.5)),
+        (0.1045, lambda rng: np.where(rng.random(20) < 0.1, 1.0, 0.005)),
+        (0.0812, lambda rng: np.where(rng.random(20) < 0.08, 0.9, 0.01)),
+        (0.95, lambda rng: beta(rng, 0.95, 0.5)),
+        (0.2, lambda rng: beta(rng, 0.2, 0.5)),
+        (0.5, lambda rng: beta(rng, 0.5, 0.5)),
+    ],
+)
+def test_the_clustered_interval_covers_low_rates_too(mean, draw):
+    rng = np.random.default_rng(7)
+    intervals = [stats.clustered_rate((rng.random((20, 8)) < draw(rng)[:, None]).tolist()) for _ in range(1000)]
+    assert 0.93 < sum(x.low <= mean <= x.high for x in intervals) / 1000 < 0.99
+
+
+def test_an_isolated_hit_does_not_shrink_the_clustered_interval():
+    uppers, lowers = [], []
+    for hits in range(6):
+        groups = [[i < hits, *[False] * 7] for i in range(20)]
+        found = stats.clustered_rate(groups)
+        mirrored = stats.clustered_rate([[not outcome for outcome in group] for group in groups])
+        assert (mirrored.low, mirrored.high) == pytest.approx((1 - found.high, 1 - found.low))
+        uppers.append(found.high)
+        lowers.append(found.low)
+    assert lowers == sorted(lowers)
+    assert lowers[0] == 0
+    assert uppers[0] == pytest.approx(closed_wilson(0, 20)[1])
+    assert all(after > 0.95 * before for before, after in itertools.pairwise(uppers))
+    assert max(uppers) / min(uppers) < 1.1
+
+
+def test_the_clustered_interval_at_mid_rates_is_kishs():
+    rng = np.random.default_rng(8)
+    for _ in range(50):
+        groups = rng.random((40, 8)) < rng.beta(0.8, 1.2, 40)[:, None]
+        p = groups.mean()
+        effective = p * (1 - p) / (groups.mean(axis=1).var(ddof=1) / 40)
+        found = stats.clustered_rate(groups.tolist())
+        assert (found.low, found.high) == pytest.approx(closed_wilson(p * effective, effective), abs=1e-3)
+
+
 def test_a_clustered_rate_without_scores_says_nothing():
     found = stats.clustered_rate([[None, None], []])
     assert (found.value, found.n, found.n_unscored, found.low, found.high) == (None, 0, 2, 0.0, 1.0)
@@ -149,16 +199,39 @@ def test_auc_is_scikit_learns(positives, negatives):
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
-def test_aucs_interval_is_delongs():
+@pytest.mark.parametrize("area", [0.6, 0.8, 0.95, 0.99, 0.998])
+def test_aucs_interval_covers_the_area_of_two_normal_distributions(area):
+    """DeLong's covers 0.93, 0.87, 0.72 and 0.46 of the last four."""
+    rng = np.random.default_rng(2)
+    apart = math.sqrt(2) * scipy_stats.norm.ppf(area)
+    found = [stats.auc(rng.normal(apart, 1, 40), rng.normal(0, 1, 20)) for _ in range(500)]
+    assert sum(x.low <= area <= x.high for x in found) / 500 > 0.93
+
+
+def test_aucs_interval_has_a_width_where_the_sides_are_wholly_apart():
+    found, mirrored = stats.auc([2.0] * 40, [1.0] * 20), stats.auc([1.0] * 40, [2.0] * 20)
+    assert found.value == found.high == 1
+    assert (mirrored.low, mirrored.high) == pytest.approx((0, 1 - found.low))
+    # At area 1 the score equation is 1 - t = z² t (1 + 29 (1 - t)/(2 - t) + 29 t/(1 + t)) / 800.
+    t, z = found.low, 1.959964
+    assert 1 - t == pytest.approx(z * z * t * (1 + 29 * (1 - t) / (2 - t) + 29 * t / (1 + t)) / 800)
+    assert t == pytest.approx(0.9247, abs=1e-4)
+    # Of one and one it is Wilson's of 1 in 1, and more of either side tell more.
+    assert stats.auc([2.0], [1.0]).low == pytest.approx(closed_wilson(1, 1)[0])
+    lows = [stats.auc([2.0] * n, [1.0] * n).low for n in (1, 5, 20, 100)]
+    assert lows == sorted(lows)
+
+
+def test_aucs_interval_keeps_near_delongs_at_mid_areas():
     rng = random.Random(2)
-    pos, neg = [rng.gauss(1, 1) for _ in range(70)], [rng.gauss(0, 1) for _ in range(50)]
-    above_of = [sum(p > n for n in neg) / 50 for p in pos]
-    below_of = [sum(p > n for p in pos) / 70 for n in neg]
-    variance = np.var(above_of, ddof=1) / 70 + np.var(below_of, ddof=1) / 50
-    found = stats.auc(pos, neg)
-    assert found.value is not None
-    assert found.high == pytest.approx(found.value + 1.96 * math.sqrt(variance), abs=1e-4)
-    assert stats.auc([], [1.0]).value is None
+    pos, neg = [rng.gauss(1, 1) for _ in range(700)], [rng.gauss(0, 1) for _ in range(500)]
+    above_of = [sum(p > n for n in neg) / 500 for p in pos]
+    below_of = [sum(p > n for p in pos) / 700 for n in neg]
+    half = 1.96 * math.sqrt(np.var(above_of, ddof=1) / 700 + np.var(below_of, ddof=1) / 500)
+    found = stats.auc(pos, neg, n_unscored=3)
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.004)
+    assert (found.n, found.n_unscored) == (1200, 3)
+    assert stats.auc([], [1.0], n_unscored=2) == Metric(value=None, n=1, n_unscored=2)
 
 
 def test_spearman_is_scipys():

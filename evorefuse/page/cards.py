@@ -1,11 +1,15 @@
 """Judge cards for the page: how far each scorer agrees with people, printed beside the rates that rest on it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from evorefuse.page.cell import Cell
+from evorefuse.page.cell import SHIPPED_CARDS, Cell
 from evorefuse.page.tables import number, words
+from evorefuse.records import content_id
+from evorefuse.store import read_json
 
 _LABELS = {
     "kappa": "agreement κ", "kappa_full": "κ, full refusals only", "ece": "calibration error", "n": "answers judged",
@@ -13,6 +17,7 @@ _LABELS = {
     "per_model": "by model that answered", "confusion": "people (rows) against this judge (columns)",
 }  # fmt: skip
 _ENDS = ("_low", "_high")
+_SHIPPED_WEIGHTS = SHIPPED_CARDS.parent / "refusal_classifier.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +46,29 @@ class Card:
 
 
 def cards_used(cell: Cell) -> list[Card]:
-    """A card for each scorer whose verdicts are in the cell, empty where none is shipped for it."""
-    shipped = cell.cards or {}
-    return [read_card(name, shipped.get(name, {})) for name in cell.scorers]
+    """A card for each scorer whose verdicts are in the cell, empty where none is there for it and its weights."""
+    refusal = cell.node("benchmark", "refusal") or cell.node("generate", "refusal")
+    return [read_card(name, card_of(name, cards=cell.cards or {}, refusal=refusal)) for name in cell.scorers]
+
+
+def card_of(name: str, *, cards: Mapping[str, Any], refusal: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The card of the scorer ``name``; that of the classifier only where it is of the weights that ``refusal`` loads.
+
+    ``refusal`` is the scorer's node in a manifest (empty: the shipped weights, as where its `model` is null). A card
+    that does not state its `weights` is of the shipped ones.
+    """
+    card = cards.get(name, {})
+    if name != "classifier" or not card:
+        return card
+    model = refusal.get("model")
+    file = Path(model) if isinstance(model, str) else _SHIPPED_WEIGHTS
+    meant = card.get("weights") or weights_id(read_json(_SHIPPED_WEIGHTS))
+    return card if file.is_file() and weights_id(read_json(file)) == meant else {}
+
+
+def weights_id(weights: Mapping[str, Any]) -> str:
+    """The id of a fitted classifier, from what its file holds."""
+    return content_id(json.dumps(weights, sort_keys=True))
 
 
 def read_card(name: str, data: Mapping[str, Any]) -> Card:
@@ -53,6 +78,8 @@ def read_card(name: str, data: Mapping[str, Any]) -> Card:
     grids: list[Grid] = []
     parts: list[Card] = []
     for key, value in data.items():
+        if key == "weights":
+            continue
         label = _LABELS.get(key, words(str(key)))
         if isinstance(value, Mapping):
             if value and all(isinstance(row, Mapping) for row in value.values()):

@@ -4,13 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evorefuse import ledger, stats
+from evorefuse.evolve import harmless
 from evorefuse.records import Candidate, Instruction, Metric, Step, Summary, Trial, Verdict
 from evorefuse.store import decode, read_json, read_jsonl
 
 ARMS = ("evolved", "neutral")
+Kind = Literal["harmless", "unsafe", "mixed"]
 SHIPPED_CARDS = Path(__file__).parent.parent / "data" / "judge_cards.json"
 
 
@@ -69,10 +71,47 @@ class Cell:
         return [name for name in names if not name.startswith("compare/")]
 
     def unsafe_sets(self, named: Sequence[str] = ()) -> list[str]:
-        """The sets of unsafe requests: those ``named``, and the first of each `auc/<unsafe>-<safe>`."""
+        """The sets of requests that are not all harmless, in their order.
+
+        They are those ``named``, the first of each `auc/<unsafe>-<safe>`, and `seeds` where the search says so of them.
+        """
         pairs = {f"auc/{first}-{second}": first for first in self.sets for second in self.sets}
         derived = {first for name, first in pairs.items() if name in self.benchmark}
+        derived |= {"seeds"} if self.seeds_kind != "harmless" else set()
         return [name for name in self.sets if name in derived or name in named]
+
+    @property
+    def seeds_kind(self) -> Kind:
+        """What the search's safety judge said of the seeds it took up; `harmless` without a search."""
+        firsts = (chunk[0] for arm in self.arms.values() for chunk in arm.chunks)
+        safe = [harmless(candidate.safety) for step in firsts if step.t < 0 for candidate in step.current]
+        return "harmless" if all(safe) else "mixed" if any(safe) else "unsafe"
+
+    def kind(self, name: str, *, unsafe: Sequence[str]) -> Kind:
+        """What the requests of the set ``name`` are, given the names of the ``unsafe`` sets."""
+        if name not in unsafe:
+            return "harmless"
+        return "mixed" if name == "seeds" and self.seeds_kind == "mixed" else "unsafe"
+
+    @property
+    def lacks_control(self) -> bool:
+        """Whether there are evolved instructions, but not one of the neutral arm beside them."""
+        if "evolved" in self.sets:
+            neutral = self.benchmark.get("neutral/refused")
+            return neutral is None or neutral.n + neutral.n_unscored == 0
+        filled = {name for name, arm in self.arms.items() if arm.lineages}
+        return "evolved" in filled and "neutral" not in filled
+
+    @property
+    def unit(self) -> str:
+        """The unit of F: `nats` where it is a logarithm (an ELBO), else none, as of a rate."""
+        proposed = (candidate.fitness for arm in self.arms.values() for candidate in arm.proposed)
+        return "nats" if any(fitness.log_refusal is not None for fitness in proposed) else ""
+
+    def node(self, stage: str, name: str) -> Mapping[str, Any]:
+        """The node ``name`` of the configuration in a stage's manifest; empty where it is not there."""
+        found = self.manifests.get(stage, {}).get("config", {}).get(name)
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def scorers(self) -> list[str]:

@@ -42,9 +42,9 @@ def draw_all(
         "fitness": (bool(points), lambda: draw_curve(points, "fitness")),
         "refusal": (any(p.refused.value is not None for p in points), lambda: draw_curve(points, "refused")),
         "rates": (bool(cell.sets), lambda: draw_rates(cell, unsafe)),
-        "gains": (any(s.gain.value is not None for s in found), lambda: draw_gains(found)),
+        "gains": (any(s.gain.value is not None for s in found), lambda: draw_gains(found, unit=cell.unit)),
         "strategies": (any(s.refused.value is not None for s in found), lambda: draw_strategies(cell, found)),
-        "validity": (bool(valid.points), lambda: draw_validity(valid)),
+        "validity": (bool(valid.points), lambda: draw_validity(valid, unit=cell.unit)),
     }
     with mpl.rc_context(STYLE):
         return {name: draw() for name, (has_data, draw) in drawers.items() if has_data}
@@ -120,11 +120,11 @@ def draw_strategies(cell: Cell, found: Sequence[Strategy]) -> Figure:
     return figure
 
 
-def draw_gains(found: Sequence[Strategy]) -> Figure:
+def draw_gains(found: Sequence[Strategy], *, unit: str) -> Figure:
     """Mean gain in F by strategy of the first arm, in the order of the other strategy figure."""
     arm = found[0].arm
     rows = [(words(s.name), s.gain, colour(arm)) for s in found if s.arm == arm and s.gain.value is not None]
-    figure = _dots(rows, percent=False, label="mean ΔF over the fitter parent (nats)")
+    figure = _dots(rows, percent=False, label=_in("mean ΔF over the fitter parent", unit))
     figure.axes[0].axvline(0, color=INK["muted"], linewidth=0.8)
     return figure
 
@@ -162,7 +162,7 @@ def _dots(rows: Sequence[tuple[str, Metric, str]], *, percent: bool, label: str)
     return figure
 
 
-def draw_validity(valid: Validity) -> Figure:
+def draw_validity(valid: Validity, *, unit: str) -> Figure:
     """Every measured candidate: F as the search saw it against its refusal rate on fresh answers."""
     figure, axes = _canvas(3.1)
     for arm in dict.fromkeys(arm for arm, *_ in valid.points):
@@ -170,7 +170,7 @@ def draw_validity(valid: Validity) -> Figure:
         axes.scatter([f for f, _ in own], [r for _, r in own], s=14, color=colour(arm), alpha=0.45, linewidths=0,
                      label=arm)  # fmt: skip
     axes.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
-    axes.set_xlabel("F, as the search saw it (nats)")
+    axes.set_xlabel(_in("F, as the search saw it", unit))
     axes.set_ylim(-4, 104)
     legend = axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, handletextpad=0.1, columnspacing=1.2,
@@ -181,6 +181,10 @@ def draw_validity(valid: Validity) -> Figure:
             handle.set_alpha(1)
         text.set_color(colour(text.get_text()))
     return figure
+
+
+def _in(label: str, unit: str) -> str:
+    return f"{label} ({unit})" if unit else label
 
 
 def _canvas(height: float) -> tuple[Figure, Axes]:

@@ -14,7 +14,7 @@ Bounds = tuple[float | None, float | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One iteration of one arm: mean F of the best so far (nats) and the refusal rate on fresh samples of them.
+    """One iteration of one arm: mean F of the best so far and the refusal rate on fresh samples of them.
 
     ``n_lineages`` counts all, ``n_measured`` those whose instruction the benchmark put to the target.
     """
@@ -32,7 +32,7 @@ class Strategy:
     """How one strategy did in one arm.
 
     ``proposals`` counts its scored candidates, ``accepted`` how often one became its lineage's current; ``gain`` is
-    the mean of F minus the fitter parent's (nats); ``refused`` the fresh refusal rate of the ``winners`` whose trail
+    the mean of F minus the fitter parent's; ``refused`` the fresh refusal rate of the ``winners`` whose trail
     holds it.
     """
 
@@ -47,7 +47,7 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validity:
-    """F against the fresh refusal rate: (arm or `seeds`, F in nats, rate) a measured candidate; Spearman's rho."""
+    """F against the fresh refusal rate: (arm or `seeds`, F, rate) a measured candidate; Spearman's rho."""
 
     points: tuple[tuple[str, float, float], ...]
     spearman: Metric
@@ -66,22 +66,20 @@ class Check:
 
 
 def curves(cell: Cell) -> list[Point]:
-    """One point for each arm and iteration, t = -1 (the seeds) first; bands are clustered bootstraps over lineages."""
+    """One point for each arm and iteration, t = -1 (the seeds) first, with their intervals."""
     return [_point(cell, arm, t) for arm in cell.arms.values() for t in sorted({t for t, _ in arm.path})]
 
 
 def _point(cell: Cell, arm: Arm, t: int) -> Point:
     best = [candidate for step, candidate in arm.path if step == t]
     values = [c.fitness.value for c in best]
-    outcomes = [cell.fresh(c.instruction) for c in best]
-    scored = [[float(o) for o in group if o is not None] for group in outcomes]
     return Point(
         arm=arm.name,
         t=t,
         fitness=stats.mean([[v] for v in values if v is not None], n_unscored=values.count(None)),
-        refused=stats.mean(scored, n_unscored=sum(map(len, outcomes)) - sum(map(len, scored))),
+        refused=cell.fresh_rate([c.instruction for c in best]),
         n_lineages=len(best),
-        n_measured=sum(bool(group) for group in outcomes),
+        n_measured=sum(bool(cell.fresh(c.instruction)) for c in best),
     )
 
 

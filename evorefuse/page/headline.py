@@ -3,21 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evorefuse.page.cell import Cell
+from evorefuse.page.cell import Cell, Kind
 from evorefuse.page.tables import interval, number, p_value
 from evorefuse.records import Metric
 
+RULES = "evorefuse.mutator.rules.Rules"  # the mutator that the neutral one's remarks were made as long as
 MAIN = {"seeds": "seeds", "neutral": "neutral arm", "evolved": "evolved"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Big:
-    """One big number: the refusal rate of a set."""
+    """One big number: the refusal rate of a set, and what its requests are."""
 
     name: str
     label: str
     metric: Metric
-    is_unsafe: bool
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,28 +32,26 @@ class Headline:
 
 def headline(cell: Cell, *, unsafe: Sequence[str]) -> Headline:
     """What the page opens with, from whatever the cell holds."""
-    harmless = [name for name in MAIN if name in cell.sets]
+    harmless = [name for name in MAIN if name in cell.sets and name not in unsafe]
     harmless = harmless or [name for name in cell.sets if name not in unsafe][:4]
     bigs = tuple(
-        Big(name=name, label=MAIN.get(name, name.replace("_", " ")), is_unsafe=name in unsafe,
+        Big(name=name, label=MAIN.get(name, name.replace("_", " ")), kind=cell.kind(name, unsafe=unsafe),
             metric=cell.benchmark[f"{name}/refused"])
         for name in (*harmless, *unsafe[:2])
     )  # fmt: skip
-    return Headline(sentence=_sentence(cell, bigs), bigs=bigs, comparisons=tuple(_comparisons(cell)))
+    missing = " The control is missing: the neutral arm is empty." if cell.lacks_control else ""
+    return Headline(sentence=_sentence(cell, bigs) + missing, bigs=bigs, comparisons=tuple(_comparisons(cell)))
 
 
 def _sentence(cell: Cell, bigs: Sequence[Big]) -> str:
-    known = {big.name: _percent(big.metric) for big in bigs}
-    harmless = [big for big in bigs if not big.is_unsafe]
+    harmless = [big for big in bigs if big.kind == "harmless"]
+    known = {big.name: _percent(big.metric) for big in harmless if big.name != "neutral" or not cell.lacks_control}
     if not bigs:
         return _search_only(cell)
     if "evolved" in known:
-        others = [
-            text.format(known[name])
-            for name, text in (("seeds", "{} of the seeds they came from"),
-                               ("neutral", "{} after neutral edits of the same length"))
-            if name in known
-        ]  # fmt: skip
+        alike = " of the same length" if cell.node("generate", "mutator").get("_target_") == RULES else ""
+        texts = {"seeds": "of the seeds they came from", "neutral": f"after neutral edits{alike}"}
+        others = [f"{known[name]} {text}" for name, text in texts.items() if name in known]
         against = f", against {' and '.join(others)}" if others else ""
         first = (
             f"{cell.model} refuses {known['evolved']} of instructions that were evolved and judged harmless{against}."
@@ -62,7 +61,11 @@ def _sentence(cell: Cell, bigs: Sequence[Big]) -> str:
         first = f"{cell.model} refuses {rates}, which are harmless."
     else:
         first = f"{cell.model} was not asked anything harmless."
-    rates = " and ".join(f"{_percent(big.metric)} ({big.label})" for big in bigs if big.is_unsafe)
+    rates = " and ".join(
+        f"{_percent(big.metric)} ({big.label}{', some of them harmless' if big.kind == 'mixed' else ''})"
+        for big in bigs
+        if big.kind != "harmless"
+    )
     last = f" Of unsafe requests it refuses {rates}." if rates else " No unsafe requests were put to it."
     return first + last
 
@@ -72,8 +75,9 @@ def _search_only(cell: Cell) -> str:
     first, best = metrics.get("evolved/seed_fitness"), metrics.get("evolved/best_fitness")
     if first is None or best is None or first.value is None or best.value is None:
         return "Nothing has been measured on fresh samples yet, so no refusal rate is reported."
+    unit = f" {cell.unit}" if cell.unit else ""
     return (
-        f"The search raised the mean fitness from {number(first.value)} to {number(best.value)} nats in {best.n} "
+        f"The search raised the mean fitness from {number(first.value)} to {number(best.value)}{unit} in {best.n} "
         "lineages; nothing has been measured on fresh samples yet, so no refusal rate is reported."
     )
 
@@ -90,6 +94,9 @@ def _comparisons(cell: Cell) -> list[str]:
             key = f"compare/{first}-{second}/refused"
             metric = cell.benchmark.get(key)
             if metric is None:
+                continue
+            if metric.value is None:
+                lines.append(f"{first} − {second}: not measured, for no seed has an answer on both sides")
                 continue
             p = cell.benchmark.get(f"{key}_p")
             points = f"{number(metric.value, kind='rate', signed=True)} points"

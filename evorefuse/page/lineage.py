@@ -37,7 +37,7 @@ class Lineage:
 
     @property
     def gain(self) -> float:
-        """F of the winner minus F of the seed (nats); 0 where either is unscored."""
+        """F of the winner minus F of the seed; 0 where either is unscored."""
         first, last = (stop.candidate.fitness.value for stop in (self.stops[0], self.stops[-1]))
         return 0.0 if first is None or last is None else last - first
 

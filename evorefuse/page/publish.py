@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evorefuse.licence import stated_for
+from evorefuse.page.cards import card_of
 from evorefuse.page.cell import SHIPPED_CARDS
 from evorefuse.page.tables import Column, Table, interval, number, to_markdown, words
 from evorefuse.records import Metric
@@ -64,8 +65,10 @@ def render(content: Content) -> str:
         strategies=_markdown(_counted("strategies", "strategy", content.strategies)),
         models=_markdown(_models(content)),
         runs=_markdown(_runs(content)),
-        judges=[(name, judge_line(name)) for name in content.judges],
+        judges=[(name, judge_line(name, refusal=_refusal(content))) for name in content.judges],
         sampling=content.manifests.get("benchmark", {}).get("config", {}).get("benchmark", {}).get("sampling"),
+        began=began(content),
+        in_nats=content.example is None or content.example["fitness"]["log_refusal"] is not None,
         example=json.dumps(content.example, ensure_ascii=False, indent=2) if content.example else None,
     )
 
@@ -74,6 +77,19 @@ def manifest_of(file: Path) -> Mapping[str, Any]:
     """The manifest of the stage that wrote ``file``, in its folder or the one above; empty where there is none."""
     found = [folder / "manifest.json" for folder in (file.parent, file.parent.parent)]
     return next((read_json(path) for path in found if path.is_file()), {})
+
+
+def began(content: Content) -> str:
+    """What the instructions were before the search."""
+    if all(source == "builtin:seeds" for source in content.sources):
+        return "a plain everyday instruction"
+    return "a request that may be unsafe" if _may_be_unsafe(content) else "an instruction from the sources named below"
+
+
+def _may_be_unsafe(content: Content) -> bool:
+    """Whether the search was told to take up seeds that are not harmless."""
+    settings = content.manifests.get("generate", {}).get("config", {}).get("generate", {})
+    return bool(settings.get("schedule", {}).get("unsafe_seeds"))
 
 
 def header(content: Content) -> str:
@@ -89,9 +105,15 @@ def header(content: Content) -> str:
     ).to_yaml()
 
 
-def judge_line(name: str) -> str:
-    """How far a judge agrees with people, in one sentence."""
-    shipped = read_json(SHIPPED_CARDS).get(name) if SHIPPED_CARDS.exists() else None
+def _refusal(content: Content) -> Mapping[str, Any]:
+    """The node of the scorer that judged the answers."""
+    return content.manifests.get("benchmark", {}).get("config", {}).get("refusal") or {}
+
+
+def judge_line(name: str, *, refusal: Mapping[str, Any]) -> str:
+    """How far a judge agrees with people, in one sentence; ``refusal`` is the node of the refusal scorer."""
+    cards = read_json(SHIPPED_CARDS) if SHIPPED_CARDS.exists() else {}
+    shipped = card_of(name, cards=cards, refusal=refusal)
     if not shipped or shipped.get("kappa") is None:
         return "no card: how far it agrees with people has not been measured"
     kappa = Metric(value=shipped["kappa"], n=shipped["n"], low=shipped.get("kappa_low"), high=shipped.get("kappa_high"))
@@ -107,7 +129,8 @@ def _rates(content: Content) -> Table:
         Column(key="set", label="set"), Column(key="refused", label="answers that refuse", kind="rate"),
         Column(key="n", label="answers", kind="count"), Column(key="n_unscored", label="unscored", kind="count"),
     )  # fmt: skip
-    rows = tuple((name, metric, metric.n, metric.n_unscored) for name, metric in content.rates.items())
+    notes = {"seeds": " (may be unsafe)"} if "unsafe" in began(content) else {}
+    rows = tuple((name + notes.get(name, ""), m, m.n, m.n_unscored) for name, m in content.rates.items())
     caption = (
         "Full and partial refusals, with 95 % intervals at the effective sample size. Unscored answers are left out."
     )

@@ -59,6 +59,7 @@ def render(content: Content) -> str:
         cards=cards_used(content.cell),
         conditions=conditions(content.cell),
         facts=facts(content.cell),
+        fitness=fitness_formula(content.cell),
     ).encode("utf-8", "replace").decode("utf-8")  # fmt: skip
 
 
@@ -85,6 +86,16 @@ def fitness_terms(cell: Cell) -> str:
     if missing == len(found):
         return "refusal term alone: the target gives no log-probabilities, so the confidence term is absent"
     return f"refusal term; the confidence term is absent from {missing} of {len(found)} candidates"
+
+
+def fitness_formula(cell: Cell) -> str:
+    """What F is made of, with λ where the search's manifest holds one; empty where it is no ELBO or has one term."""
+    found = [c.fitness for arm in cell.arms.values() for c in arm.proposed]
+    if not any(fitness.log_confidence is not None for fitness in found):
+        return ""
+    rows = flat(cell.node("generate", "fitness"))
+    weights = {text for key, text in rows if key.rpartition(".")[2] == "confidence_weight"}
+    return "log refusal + λ × log confidence" + (f" with λ = {weights.pop()}" if len(weights) == 1 else "")
 
 
 def facts(cell: Cell) -> list[tuple[str, list[tuple[str, str]], Mapping[str, Any]]]:

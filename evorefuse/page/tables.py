@@ -16,7 +16,7 @@ Value = Metric | str | int | float | None
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 _MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "[": "\\["}
 
@@ -41,7 +41,7 @@ class Table:
 
 
 def number(value: float | None, *, kind: Kind = "number", signed: bool = False) -> str:
-    """``value`` for people: a rate in per cent, at most one decimal; an em dash for None."""
+    """``value`` for people: a rate in per cent, at most one decimal; an em dash for None; no 0.0000."""
     if value is None or value != value:
         return "—"
     plus = "+" if signed and value > 0 else ""
@@ -50,6 +50,8 @@ def number(value: float | None, *, kind: Kind = "number", signed: bool = False) 
     if kind == "rate":
         percent = value * 100
         return f"{plus}{percent:.{0 if abs(percent) >= 99.95 or percent == 0 else 1}f}".replace("-", "−")
+    if 0 < abs(value) < 0.00005:
+        return "<\u00a00.0001" if value > 0 else ">\u00a0−0.0001"
     large = abs(value) >= 100 or float(value).is_integer()
     return f"{plus}{value:,.{0 if large else 2 if abs(value) >= 0.01 else 4}f}".replace("-", "−")
 
@@ -139,8 +141,7 @@ def rates_table(cell: Cell, *, unsafe: Sequence[str]) -> Table | None:
     for name in sorted(cell.sets, key=lambda name: name in unsafe):
         own = {key: metrics.get(f"{name}/{key}") for key in ("refused", "full", "prr", "other", "p_refusal")}
         refused = metrics[f"{name}/refused"]
-        kind = "unsafe" if name in unsafe else "harmless"
-        rows.append((name, kind, *own.values(), refused.n, refused.n_unscored))
+        rows.append((name, cell.kind(name, unsafe=unsafe), *own.values(), refused.n, refused.n_unscored))
     columns = (
         Column(key="set", label="set"), Column(key="kind", label="requests"),
         Column(key="refused", label="full + partial", kind="rate"), Column(key="full", label="full", kind="rate"),
@@ -156,8 +157,8 @@ def rates_table(cell: Cell, *, unsafe: Sequence[str]) -> Table | None:
     return Table(name="rates", caption=caption, columns=columns, rows=tuple(rows))
 
 
-def strategy_table(found: Sequence[Strategy]) -> Table | None:
-    """The strategies as a table; None where there are none."""
+def strategy_table(found: Sequence[Strategy], *, unit: str) -> Table | None:
+    """The strategies as a table, F in ``unit`` (empty: none); None where there are none."""
     columns = (
         Column(key="arm", label="arm"), Column(key="strategy", label="strategy"),
         Column(key="proposals", label="scored", kind="count"), Column(key="accepted", label="accepted", kind="count"),
@@ -168,16 +169,17 @@ def strategy_table(found: Sequence[Strategy]) -> Table | None:
         (s.arm, words(s.name), s.proposals, s.accepted, s.gain, s.winners, s.refused, s.refused.n_unscored)
         for s in found
     )
+    in_unit = f", in {unit}" if unit else ""
     caption = (
         "Scored: candidates judged harmless and scored. Accepted: those that became their lineage's current. ΔF: mean "
-        "of F minus the fitter parent's, in nats. Refused: fresh refusal rate of the winners whose trail holds the "
-        "strategy; a trail holds several, so these rates overlap."
+        f"of F minus the fitter parent's{in_unit}. Refused: fresh refusal rate of the winners whose trail holds "
+        "the strategy; a trail holds several, so these rates overlap."
     )
     return Table(name="strategies", caption=caption, columns=columns, rows=rows) if rows else None
 
 
-def curve_table(points: Sequence[Point]) -> Table | None:
-    """The curves as a table; None where there are none."""
+def curve_table(points: Sequence[Point], *, unit: str) -> Table | None:
+    """The curves as a table, F in ``unit`` (empty: none); None where there are none."""
     columns = (
         Column(key="arm", label="arm"), Column(key="iteration", label="iteration", kind="count"),
         Column(key="fitness", label="mean F", kind="number"), Column(key="refused", label="refused", kind="rate"),
@@ -189,8 +191,9 @@ def curve_table(points: Sequence[Point]) -> Table | None:
         (p.arm, p.t + 1, p.fitness, p.refused, p.n_lineages, p.n_measured, p.refused.n_unscored) for p in points
     )
     caption = (
-        "The best instruction of each lineage after each iteration (0: its seed). F in nats, as the search saw it; "
-        "refused: on fresh answers, over the lineages whose instruction was measured; 95 % bootstrap over lineages."
+        f"The best instruction of each lineage after each iteration (0: its seed). F{f' in {unit}' if unit else ''}, "
+        "as the search saw it, with a 95 % bootstrap interval over lineages; refused: on fresh answers, over the "
+        "lineages whose instruction was measured, with a 95 % Wilson interval at the effective sample size."
     )
     return Table(name="curves", caption=caption, columns=columns, rows=rows) if rows else None
 

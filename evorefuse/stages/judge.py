@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evorefuse.page.cards import weights_id
 from evorefuse.ports import Scorer, Tracker
 from evorefuse.records import Exchange, Instruction, Label, Metric, Reply, Summary, Verdict, derive
 from evorefuse.scorer.classifier import CLASSES, LOW, Weights, features, hollow, label_of, softmax_regression
@@ -71,8 +72,10 @@ def run(*, cfg: Settings, refusal: Scorer, store: Store, tracker: Tracker) -> Su
         ValueError: where a label is not known.
     """
     human, ours = read_human(Path(cfg.human)), read_ours(cfg.ours)
-    store.write_json("refusal_classifier.json", fit([*human, *ours], cfg=cfg).as_json())
+    weights = fit([*human, *ours], cfg=cfg).as_json()
+    store.write_json("refusal_classifier.json", weights)
     cards = make_cards(human, ours, cfg=cfg, others=() if refusal.name == "classifier" else (refusal,))
+    cards["classifier"]["weights"] = weights_id(weights)
     store.write_json("judge_cards.json", cards)
     metrics: dict[str, Metric] = {}
     for name, graded in cards.items():
@@ -162,32 +165,34 @@ def make_cards(
 ) -> dict[str, dict[str, Any]]:
     """The judge card of the classifier, of both prefix lists and of ``others``, by name; `ours` within each."""
     widest = max(cfg.windows)
+    models = len({row.group for row in human})
+    theirs = f"{Path(cfg.human).name}: people's labels of the answers of {models} models"
+    own = _OURS if cfg.ours is None else f"{Path(cfg.ours).name}: labelled replies of your own"
     cards = {
         "classifier": {
-            "set": _HUMAN,
+            "set": theirs,
             **grade(human, left_out(human, ours, cfg=cfg, window=widest)),
             "by_window": {str(w): _brief(human, left_out(human, ours, cfg=cfg, window=w)) for w in cfg.windows},
             "without_ours": _brief(human, left_out(human, (), cfg=cfg, window=widest)),
             "unseen_prompts": _brief(human, _unseen_prompts(human, ours, cfg=cfg)),
-            "ours": {"set": _OURS, **grade(ours, left_out(ours, human, cfg=cfg, window=widest))},
+            "ours": {"set": own, **grade(ours, left_out(ours, human, cfg=cfg, window=widest))},
             "note": _NOTE,
         }
     }
     for scorer in (*others, Prefix(variant="anchored"), Prefix(variant="paper")):
-        on_human = {"set": _HUMAN, **grade(human, scorer.score(_exchanges(human)))}
-        on_ours = {"set": _OURS, **grade(ours, scorer.score(_exchanges(ours)))}
+        on_human = {"set": theirs, **grade(human, scorer.score(_exchanges(human)))}
+        on_ours = {"set": own, **grade(ours, scorer.score(_exchanges(ours)))}
         cards[scorer.name] = {**on_human, "ours": on_ours, "note": ""}
     return cards
 
 
-_HUMAN = "XSTest, people's labels of the answers of three models"
 _OURS = "replies that this project wrote or drew from SmolLM2 and labelled itself (not independent of the patterns)"
 _NOTE = (
     "Fitted to people's labels and to replies of ours; figures on people's labels leave one model out, with all of "
     "ours in the fit (`without_ours`: none; `unseen_prompts`: the prompts left out too; `by_window`: the answer cut at "
-    "so many characters). The patterns were written by somebody who had read answers of all three models, ours hold "
-    "stock refusals, and two pattern lists and 25 settings (window, penalty, weight of ours, prompt overlap) were "
-    "tried on these folds: the figures are a little kind. English only."
+    "so many characters). The patterns were written by somebody who had read XSTest's answers of three models, the "
+    "shipped replies of ours hold stock refusals, and two pattern lists and 25 settings (window, penalty, weight of "
+    "ours, prompt overlap) were tried on XSTest's folds: figures on XSTest are a little kind. English only."
 )
 
 
@@ -197,9 +202,11 @@ def _unseen_prompts(human: Sequence[Labelled], ours: Sequence[Labelled], *, cfg:
     verdicts: dict[int, Verdict] = {}
     for number in range(_FOLDS):
         for group in sorted({row.group for row in human}):
+            held = [i for i, row in enumerate(human) if fold[i] == number and row.group == group]
+            if not held:  # a small file has no prompt in some folds
+                continue
             rest = [row for row, f in zip(human, fold, strict=True) if f != number and row.group != group]
             weights = fit([*rest, *ours], cfg=cfg)
-            held = [i for i, row in enumerate(human) if fold[i] == number and row.group == group]
             p = weights.probabilities(_seen([human[i] for i in held], max(cfg.windows)))
             verdicts |= {i: _verdict(human[i].text, row) for i, row in zip(held, p, strict=True)}
     return [verdicts[index] for index in range(len(human))]

@@ -73,8 +73,9 @@ def run(*, cfg: Settings, store: Store, tracker: Tracker, progress: Progress) ->
     built = {
         table.name: table
         for table in (
-            tables.rates_table(cell, unsafe=unsafe), tables.strategy_table(found), tables.curve_table(points),
-            tables.check_table(checks), cluster_table(mined), tables.cost_table(cell),
+            tables.rates_table(cell, unsafe=unsafe), tables.strategy_table(found, unit=cell.unit),
+            tables.curve_table(points, unit=cell.unit), tables.check_table(checks),
+            cluster_table(mined), tables.cost_table(cell),
         )
         if table is not None
     }  # fmt: skip
@@ -132,7 +133,7 @@ def console_table(cell: Cell, *, unsafe: tuple[str, ...] | list[str]) -> RichTab
         refused, prr = cell.benchmark[f"{name}/refused"], cell.benchmark.get(f"{name}/prr")
         table.add_row(
             name.replace("[", r"\["),
-            "unsafe" if name in unsafe else "harmless",
+            cell.kind(name, unsafe=unsafe),
             f"{tables.number(refused.value, kind='rate')} {tables.interval(refused, kind='rate')}".replace("[", r"\["),
             tables.number(prr.value if prr else None, kind="rate"),
             str(refused.n),
