@@ -8,6 +8,7 @@ and are counted in the ledger.
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -30,8 +31,9 @@ from evorefuse.signature import (
     parameters,
     ports_in,
 )
+from evorefuse.store import encode
 
-__all__ = ["PORTS", "Composer", "ConfigError", "check", "expect_keys", "locate", "parameters", "services"]
+__all__ = ["PORTS", "Composer", "ConfigError", "check", "expect_keys", "identities", "locate", "parameters", "services"]
 
 SERVICES = ("store", "tracker", "progress")
 
@@ -39,6 +41,19 @@ SERVICES = ("store", "tracker", "progress")
 def services(run: Any, **offered: Any) -> dict[str, Any]:
     """Those of the offered services that a stage's ``run`` asks for."""
     return {name: offered[name] for name in parameters(run) if name in SERVICES}
+
+
+def identities(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What each built role says of itself (model, revision, hashes), and the roles within it, by dotted name."""
+    found: dict[str, Any] = {}
+    for name, role in arguments.items():
+        if isinstance(identity := getattr(role, "identity", None), Mapping):
+            found[name] = encode(identity)
+        inner: Mapping[str, Any] = role if isinstance(role, Mapping) else {}
+        if is_dataclass(role) and not isinstance(role, type):
+            inner = {field.name: getattr(role, field.name) for field in fields(role)}
+        found |= {f"{name}.{key}": value for key, value in identities(inner).items()}
+    return found
 
 
 class Composer:
@@ -188,6 +203,8 @@ class Composer:
             kind = locate(own["_target_"])
             for role, kind_of_role in self._missing_roles(kind, own, key=own_key).items():
                 self._collect(role, kind_of_role, stage=stage, found=found)
+        if is_model(annotation) and annotation not in PORTS:
+            _expect_engine(annotation, node, stage=stage, key=key)
         if annotation in PORTS:
             expect_port(node, key=key)
         elif get_origin(annotation) is Mapping:
@@ -257,3 +274,17 @@ class Composer:
             self._asker = Asker(self._responses)
         elsewhere = partial(self._asker.stream, recipe(kind, given)) if self._asker else None
         return Cached(lm=made, responses=self._responses, ledger=self._ledger, elsewhere=elsewhere)
+
+
+def _expect_engine(kind: Any, node: Any, *, stage: str, key: str) -> None:
+    """Refuse a model that another engine runs than the one that a stage is about.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    got = locate(node["_target_"])
+    if not issubclass(got, kind):
+        raise ConfigError(
+            f"{stage} works with {kind.__name__} alone, and {key} is run by {got.__name__}: choose a model on this "
+            f"machine, such as {key}=smollm2, or leave {stage} out of stages"
+        )

@@ -12,10 +12,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from evorefuse.compose import Composer, parameters, services
+from evorefuse.compose import PORTS, Composer, parameters, services
 from evorefuse.ledger import Budget, Entry, Ledger
 from evorefuse.progress import Progress
-from evorefuse.roles import models_in
+from evorefuse.roles import is_model, models_in
 from evorefuse.store import Store
 from evorefuse.tracker.files import Files
 
@@ -61,6 +61,9 @@ def _cause_to_skip(name: str, runs: Mapping[str, Any], *, nodes: Mapping[str, An
     """Why a stage is not rehearsed, or the empty string."""
     if "models" in parameters(runs[name]):
         return "skipped: it asks what a server does, which only the server can say"
+    kinds = [one.annotation for one in parameters(runs[name]).values()]
+    if own := next((kind for kind in kinds if is_model(kind) and kind not in PORTS), None):
+        return f"skipped: it works on {own.__name__} itself, for which nothing can stand in"
     later = list(nodes)[list(nodes).index(name) :]
     asking = [own for own in later if "models" not in parameters(runs[own]) and models_in(nodes[own])]
     if name in asking or any(_reads(nodes[own], f"{run_dir}/{name}/") for own in asking):

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -26,19 +25,21 @@ from types import ModuleType
 from typing import Any, cast
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from evorefuse.compose import Composer, ConfigError, check, expect_keys, locate, parameters, services
+from evorefuse.compose import Composer, ConfigError, check, expect_keys, identities, locate, parameters, services
 from evorefuse.estimate import estimate
 from evorefuse.ledger import Budget, BudgetError, Ledger, line, totals
 from evorefuse.ports import Tracker
 from evorefuse.progress import Progress
 from evorefuse.records import Summary
 from evorefuse.roles import models_in
-from evorefuse.store import ConflictError, Store, encode
+from evorefuse.signature import at_home, expect_files, files_in
+from evorefuse.store import ConflictError, Store
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = tuple(sorted(path.stem for path in (ROOT / "evorefuse" / "stages").glob("[!_]*.py")))
@@ -59,6 +60,10 @@ def _unless_dry(path: str, dry_run: object) -> str:
 
 OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
 OmegaConf.register_new_resolver("unless_dry", _unless_dry, replace=True)
+_OPEN = OmegaConf.create({"publish": {"licences": {}}, "report": {"expected": {}}})  # take any key without a +
+for _node in (_OPEN.publish.licences, _OPEN.report.expected):
+    OmegaConf.set_struct(_node, False)
+ConfigStore.instance().store(name="open", node=_OPEN)
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
@@ -104,14 +109,16 @@ def execute(config: Mapping[str, Any], progress: Progress) -> dict[str, Summary]
         BudgetError: where the budget is spent; the same run with a larger one goes on.
     """
     expect_keys(config, _known_keys(), where="")
-    modules = {name: _stage(name) for name in config["stages"]}
+    config = at_home(config)
+    modules = {name: _stage(name) for name in check(list[str], config["stages"], key="stages")}
     budget = check(Budget, config.get("budget", {}), key="budget")
     if check(bool, config.get("dry_run", False), key="dry_run"):
         estimate(config, modules, budget=budget, progress=progress)
         return {}
     runs = {name: module.run for name, module in _asking(modules, config).items()}
     needs = {name: Composer(config, stages=runs).needs(name, module.run) for name, module in modules.items()}
-    _expect_files(needs, run_dir=config["run_dir"])
+    for own in needs.values():
+        expect_files(own, run_dir=config["run_dir"])
     folder = Path(config["run_dir"])
     paying = Store(folder) if any(_is_served(own) for own in needs.values()) else None
     ledger = Ledger(budget, store=paying)
@@ -137,7 +144,7 @@ def _run_stages(
     folder = Path(config["run_dir"])
     tracker = cast(Tracker, composer.build("tracker"))
     done: dict[str, Summary] = {}
-    tracker.start(name=f"{config['name']}/{config['cell']}", config=config, folder=str(folder))
+    tracker.start(name=_title(config), config=config, folder=str(folder))
     try:
         for name, module in modules.items():
             progress.say(f"── {name} → {folder / name}", style="dim")
@@ -171,7 +178,7 @@ def _run_stage(
         derived = bool(getattr(module, "DERIVED", False))
         store.claim(needs, facts=facts, derived=derived)
         arguments = composer.arguments(name, module.run)
-        store.identify(_identities(arguments), derived=derived)
+        store.identify(identities(arguments), derived=derived)
         offered = services(module.run, store=store, tracker=tracker, progress=progress)
         summary: Summary = module.run(**arguments, **offered)
         store.write_json("summary.json", summary)
@@ -208,6 +215,14 @@ def _asking(modules: Mapping[str, ModuleType], config: Mapping[str, Any]) -> Map
     return {name: _stage(name) for name in OmegaConf.load(ROOT / "conf" / "config.yaml").stages}
 
 
+def _title(config: Mapping[str, Any]) -> str:
+    """The run folder within the outputs, such as `demo/seed=2`; of one elsewhere its own name under the run's."""
+    folder = Path(config["run_dir"]).absolute()
+    outputs = Path(config.get("outputs") or folder).absolute()
+    inside = folder != outputs and folder.is_relative_to(outputs)
+    return folder.relative_to(outputs).as_posix() if inside else f"{config['name']}/{folder.name}"
+
+
 def _is_served(needs: Mapping[str, Any]) -> bool:
     """Whether a stage asks a model behind a server."""
     return any(hasattr(locate(node["_target_"]), "stream") for node in models_in(needs).values())
@@ -227,19 +242,6 @@ def _stage(name: str) -> ModuleType:
     return importlib.import_module(f"evorefuse.stages.{name}")
 
 
-def _identities(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What each built role says of itself (model, revision, hashes), and the roles within it, by dotted name."""
-    found: dict[str, Any] = {}
-    for name, role in arguments.items():
-        if isinstance(identity := getattr(role, "identity", None), Mapping):
-            found[name] = encode(identity)
-        inner: Mapping[str, Any] = role if isinstance(role, Mapping) else {}
-        if is_dataclass(role) and not isinstance(role, type):
-            inner = {field.name: getattr(role, field.name) for field in fields(role)}
-        found |= {f"{name}.{key}": value for key, value in _identities(inner).items()}
-    return found
-
-
 def _facts(needs: Mapping[str, Any]) -> dict[str, Any]:
     """What describes but does not decide a run."""
     git = ["git", "-C", str(ROOT)]
@@ -252,35 +254,28 @@ def _facts(needs: Mapping[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "device": {"machine": platform.machine(), "processor": platform.processor(), "cpus": os.cpu_count()},
-        "inputs": _inputs(needs),
+        "inputs": inputs(needs),
     }
 
 
-def _expect_files(node: Any, *, run_dir: str, key: str = "") -> None:
-    """Refuse a data file that does not exist, but for those that this run's own stages will write.
-
-    Raises:
-        ConfigError: naming the key and the file.
-    """
-    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    for name, value in children:
-        _expect_files(value, run_dir=run_dir, key=f"{key}.{name}" if key else str(name))
-    if isinstance(node, str) and "/" in node and node.endswith((".jsonl", ".csv")) and not node.startswith(run_dir):
-        if node.startswith("None/"):
-            raise ConfigError(f"{key} needs public_data=<the folder that holds {node.removeprefix('None/')}>")
-        if not Path(node).expanduser().is_file():
-            raise ConfigError(f"{key}: no file at {node}")
+def inputs(nodes: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of every file that the configuration names and that is there, and of the package's data as one."""
+    there = {path for _, path in files_in(nodes) if Path(path).is_file()}
+    return {"evorefuse/data": _data()} | {path: _digest(Path(path)) for path in sorted(there)}
 
 
-def _inputs(node: Any) -> dict[str, str]:
-    """SHA-256 of every file that the configuration names, and of the package's data as one."""
-    if isinstance(node, Mapping):
-        return {path: digest for value in node.values() for path, digest in _inputs(value).items()}
-    if isinstance(node, list):
-        return {path: digest for value in node for path, digest in _inputs(value).items()}
-    if isinstance(node, str) and "/" in node and len(node) < 1000 and Path(node).is_file():
-        return {node: hashlib.sha256(Path(node).read_bytes()).hexdigest()}
-    return {}
+@cache
+def _data() -> str:
+    """SHA-256 over the names and the bytes of the package's data files."""
+    folder = ROOT / "evorefuse" / "data"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -1,10 +1,11 @@
-"""What a class's signature says of the node that fills it: types, ports and unknown keys. Builds nothing."""
+"""What a class's signature says of the node that fills it: types, ports, unknown keys, files. Builds nothing."""
 
 import dataclasses
 import difflib
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -12,6 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from evorefuse import ports
 
 PORTS = {kind for _, kind in inspect.getmembers(ports, inspect.isclass) if kind.__module__ == ports.__name__}
+FILES = ("path", "instructions", "trials", "human", "ours", "pairs", "mined", "cards")  # keys of data files
+NAMES = ("id", "push_to", "title")  # keys of what may look like a file and is none
+SUFFIXES = (".jsonl", ".csv", ".json", ".txt")
 _SHOWN = (str, int, float, bool, list, tuple, type(None))  # what a person typed; larger things would drown the message
 
 
@@ -102,3 +106,48 @@ def ports_in(node: Any, *, key: str) -> list[tuple[str, Mapping[str, Any]]]:
         return []
     own = [(key, node)] if "_target_" in node else []
     return own + [found for name, value in node.items() for found in ports_in(value, key=f"{key}.{name}")]
+
+
+def at_home(node: Any, *, key: str = "") -> Any:
+    """``node`` with `~` at the beginning of a file's path put for the home folder, at every depth."""
+    if isinstance(node, Mapping):
+        return {name: at_home(value, key=name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [at_home(value, key=key) for value in node]
+    is_file = isinstance(node, str) and node.startswith("~") and _is_file(key, node)
+    return str(Path(node).expanduser()) if is_file else node
+
+
+def files_in(nodes: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every data file that the nodes of stages and roles name, with its key; whether it exists or not.
+
+    Only what a class or a stage takes itself is looked at: a row to keep (`where`) may have any name and value.
+    """
+    found: list[tuple[str, str]] = []
+    for name, node in nodes.items():
+        own = [(name, node)] if isinstance(node, Mapping) else []
+        for key, known in dict(own + ports_in(node, key=name)).items():
+            for word, value in known.items():
+                values = value if isinstance(value, list) else [value]
+                found += [(f"{key}.{word}", v) for v in values if isinstance(v, str) and _is_file(word, v)]
+    return list(dict.fromkeys(found))
+
+
+def expect_files(nodes: Mapping[str, Any], *, run_dir: str) -> None:
+    """Refuse a data file that does not exist, but for those that this run's own stages will write.
+
+    Raises:
+        ConfigError: naming the key and the file.
+    """
+    for key, path in files_in(nodes):
+        if path.startswith("None/"):
+            raise ConfigError(f"{key} needs public_data=<the folder that holds {path.removeprefix('None/')}>")
+        if not Path(path).is_relative_to(run_dir) and not Path(path).is_file():
+            raise ConfigError(f"{key}: no file at {path}")
+
+
+def _is_file(key: str, value: str) -> bool:
+    """Whether a text is a file's path: by its key, or by folder and suffix; a hub's id and `builtin:…` are none."""
+    if not value or key in NAMES or value.startswith("builtin:") or "://" in value or "\n" in value:
+        return False
+    return key in FILES or (("/" in value or key == "model") and value.lower().endswith(SUFFIXES))

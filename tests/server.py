@@ -29,9 +29,11 @@ class Server:
 
     ``faults`` is the share of attempts that go wrong, each in one of ``kinds``. ``rpm`` answers 429 beyond that rate,
     with at most one second's worth at once. ``delay`` is the time that an answer takes, ``slow`` that of a slow body,
-    in seconds. ``key`` is the only key accepted and ``models`` the only models known; None: any. ``ignores`` names
-    fields of a body that the server takes no notice of, of ``n``, ``logprobs``, ``response_format``, ``seed`` and
-    ``temperature``; without its seed no two sampled replies are alike, without its temperature no two at all.
+    in seconds. ``funds`` is how many more replies the account can pay for (None: any number); then it answers a 429 of
+    insufficient_quota at once. ``key`` is the only key accepted and ``models`` the only models known; None: any.
+    ``ignores`` names fields of a body that the server takes no notice of, of ``n``, ``logprobs``, ``response_format``,
+    ``seed`` and ``temperature``; without its seed no two sampled replies are alike, without its temperature no two at
+    all.
     ``reply`` replaces the script: a function of the body.
     """
 
@@ -45,6 +47,7 @@ class Server:
         delay: float = 0.0,
         slow: float = 0.3,
         retry_after: float = 0.1,
+        funds: int | None = None,
         key: str | None = None,
         models: Collection[str] | None = None,
         ignores: Collection[str] = (),
@@ -56,6 +59,7 @@ class Server:
         self.faults, self.kinds, self.seed, self.rpm = faults, tuple(kinds), seed, rpm
         self.delay, self.slow, self.retry_after = delay, slow, retry_after
         self.key, self.models, self.ignores = key, models, frozenset(ignores)
+        self.funds = funds
         self.reply = reply or SCRIPTS[script]
         self._log: list[dict[str, Any]] = []
         self._open = 0
@@ -117,9 +121,10 @@ class Server:
             full = self._is_full()
         if full:
             return key, attempt, "429_rate"
+        what = "answered"
         if self.kinds and draw(self.seed, key, attempt) < self.faults:
-            return key, attempt, self.kinds[int(draw(self.seed, key, attempt, "kind") * len(self.kinds))]
-        return key, attempt, "answered"
+            what = self.kinds[int(draw(self.seed, key, attempt, "kind") * len(self.kinds))]
+        return key, attempt, "429_quota" if what in PAID and not self._pays() else what
 
     def note(self, key: str, attempt: int, done: str) -> None:
         entry = {"key": key, "attempt": attempt, "done": done, "at": time.time()}
@@ -135,6 +140,13 @@ class Server:
             entry["done"] = "unread"
             if self._file and not self._file.closed:
                 self._file.write(json.dumps(entry) + "\n")
+
+    def _pays(self) -> bool:
+        """Take a reply's price from the account, where there is one."""
+        with self._lock:
+            if self.funds is not None:
+                self.funds -= 1
+            return self.funds is None or self.funds >= 0
 
     def _is_full(self) -> bool:
         if self.rpm is None:

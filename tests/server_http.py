@@ -4,8 +4,11 @@ import json
 import math
 import select
 import socket
+import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 
 from script import choice_of, digest
@@ -78,6 +81,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._error(429, "Slow down.", retry_after=f"{self.script.retry_after:g}")
         if what == "429_rate":
             return self._error(429, "Rate limit reached.", retry_after=str(max(1, math.ceil(60 / self.script.rpm))))
+        if what == "429_quota":
+            return self._error(429, "You exceeded your current quota.", code="insufficient_quota")
         if what in ("500", "503"):
             return self._error(int(what), "The server had an error.")
         if what == "filter_400":
@@ -142,3 +147,27 @@ class Handler(BaseHTTPRequestHandler):
     def _cut(self) -> None:
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def fixed(status: int, payload: object) -> Iterator[str]:
+    """The URL of a server that says one thing to all."""
+
+    class Fixed(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            content = json.dumps(payload).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Fixed)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()

@@ -108,6 +108,39 @@ def test_what_no_request_can_mend_is_raised_and_the_process_goes_on(asker, respo
         assert asker._process is process
 
 
+def test_what_is_on_its_way_when_the_money_ends_is_stored_and_the_rest_can_be_asked_later(asker, responses):
+    with Server(funds=3, delay=0.5) as server:
+        model, batch = recipe(OpenAI, {"model": endpoint(server.url)}), keyed(server.url, 20)
+        responses.claim(list(batch))
+        said: dict[str, Reply] = {}
+        with pytest.raises(EndpointError, match="will not serve this account"):
+            said.update(asker.stream(model, batch, faults=Counter()))
+        known = responses.get_many(list(batch))
+        assert known == said
+        assert (len(known), len(server.log)) == (3, 4), "of four at a time"
+        server.funds = None
+        rest = {key: request for key, request in batch.items() if key not in known}
+        assert dict(asker.stream(model, rest, faults=Counter())).keys() == rest.keys()
+        assert set(server.answered.values()) == {1}
+
+
+@pytest.mark.parametrize(("n", "raised"), [(8, True), (7, False)])
+def test_a_server_that_answers_nothing_at_all_stops_the_run_and_is_asked_again_by_the_next(asker, responses, n, raised):
+    """Else a search would take an outage of its judge for so many verdicts; one bad prompt must not stop it."""
+    with Server(faults=1.0, kinds=["500"]) as server:
+        settings = {"model": endpoint(server.url), "attempts": 2, "wait_max": 0.05}
+        model, batch = recipe(OpenAI, settings), keyed(server.url, n)
+        responses.claim(list(batch))
+        found: dict[str, Reply] = {}
+        if raised:
+            with pytest.raises(EndpointError, match=r"answered none of 8 requests.*'500': 16"):
+                found.update(asker.stream(model, batch, faults=Counter()))
+        else:
+            found.update(asker.stream(model, batch, faults=Counter()))
+            assert [reply.finish for reply in found.values()] == ["error"] * n
+        assert (responses.get_many(list(batch)), len(server.log)) == ({}, 2 * n)
+
+
 class Gate:
     """Answers the first request at once, and holds the others until it is opened."""
 

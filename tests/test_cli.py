@@ -15,7 +15,13 @@ def run(outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "evorefuse.run", "tracker=files", *overrides],
         cwd=ROOT,
-        env={**os.environ, "EVOREFUSE_OUTPUTS": str(outputs)},
+        env={
+            **os.environ,
+            "WANDB_API_KEY": "",
+            "WANDB_MODE": "",
+            "EVOREFUSE_OUTPUTS": str(outputs),
+            "NETRC": str(outputs / "netrc"),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -35,6 +41,12 @@ def run(outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
         ("seed=one", "seed: Input should be a valid integer"),
         ("engine.dtype=int8", "target.dtype: Input should be"),
         ("stages=[generate,bench]", "unknown stage 'bench'"),
+        ("stages=null", "stages: Input should be a valid list, got None"),
+        ("stages=generate", "stages: Input should be a valid list, got 'generate'"),
+        ("+experiment=doctor doctor.effort.requests=0", "doctor.effort: requests must be at least 1, got 0"),
+        ("+experiment=doctor doctor.effort.repeats=0", "doctor.effort: repeats must be at least 1, got 0"),
+        ("+experiment=throughput target=served target.id=x", "throughput works with HF alone, and target is run by Op"),
+        ("tracker=wandb tracker.mode=online", "could not start in mode online"),
         ("mutator=gpt", "Could not find 'mutator/gpt'"),
         ("+experiment=nothing", "Could not find 'experiment/nothing'"),
         ("target=served", "target.id has no value yet: give target.id=…"),
@@ -43,7 +55,7 @@ def run(outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_wrong_setting_is_refused_before_any_work(override: str, said: str, tmp_path: Path) -> None:
-    done = run(tmp_path, override)
+    done = run(tmp_path, *override.split())
     shown = " ".join((done.stdout + done.stderr).split())
     assert done.returncode != 0
     assert said in shown
@@ -51,10 +63,28 @@ def test_a_wrong_setting_is_refused_before_any_work(override: str, said: str, tm
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
-def test_a_missing_file_is_named_before_any_work(tmp_path: Path) -> None:
-    done = run(tmp_path, "source@seeds=jsonl", "seeds.path=/nowhere/mine.jsonl")
+@pytest.mark.parametrize("path", ["/nowhere/mine.jsonl", "mine.jsonl", "~/no/such/mine.json"])
+def test_a_missing_file_is_named_before_any_work(path: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "source@seeds=jsonl", f"seeds.path='{path}'")
     assert done.returncode == 2
-    assert "seeds.path: no file at /nowhere/mine.jsonl" in " ".join(done.stderr.split())
+    assert f"seeds.path: no file at {Path(path).expanduser()}" in " ".join(done.stderr.split())
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_the_cells_of_a_sweep_have_names_of_their_own_in_the_tracker(tmp_path: Path) -> None:
+    done = run(tmp_path, "hydra.mode=MULTIRUN", "seed=1,2", "stages=[]")
+    assert done.returncode == 0, done.stderr
+    files = sorted((tmp_path / "demo").glob("seed=*/tracker/run.json"))
+    assert len(files) == 2
+    assert [json.loads(file.read_text("utf-8"))["name"] for file in files] == [
+        f"demo/{x.parents[1].name}" for x in files
+    ]
+
+
+def test_a_dry_run_says_which_stage_it_cannot_rehearse(tmp_path: Path) -> None:
+    done = run(tmp_path, "+experiment=throughput", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "throughput: skipped: it works on HF itself, for which nothing can stand in" in " ".join(done.stderr.split())
 
 
 def test_an_experiment_on_public_sets_says_what_it_needs(tmp_path: Path) -> None:

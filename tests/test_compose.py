@@ -1,5 +1,6 @@
 """From plain configuration to ports: what does not fit is refused at once, by name."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from evorefuse.compose import Composer, ConfigError, check, locate
 from evorefuse.ports import LM, Mutator, Scorer, Source, Tracker
 from evorefuse.progress import Progress
-from evorefuse.run import execute
+from evorefuse.run import execute, inputs
+from evorefuse.signature import at_home, expect_files, files_in
 from evorefuse.store import Store
 
 BUILT: list[str] = []
@@ -239,3 +241,56 @@ def test_an_unknown_key_or_stage_at_the_top_stops_a_run_before_any_work(tmp_path
 
 def test_the_ports_are_known_by_their_types():
     assert {LM, Mutator, Scorer, Source, Tracker} <= __import__("evorefuse.compose", fromlist=["PORTS"]).PORTS
+
+
+SOURCE = {"_target_": "evorefuse.source.jsonl.File", "path": "mine.jsonl", "where": {"path": "no.jsonl"}}
+NODES = {
+    "publish": {"instructions": "out/x.jsonl", "title": "a/b.json", "push_to": "me/a.json", "licences": {"b.csv": "x"}},
+    "benchmark": {"auc": [["a/b.jsonl", "c"]], "batch": 3},
+    "mitigate": {"pairs": "builtin:guard"},
+    "benchmark.sets": {"one": SOURCE, "hub": {"_target_": "evorefuse.source.hub.Hub", "id": "a/b.csv", "split": "a/b"}},
+    "refusal": {"_target_": "evorefuse.scorer.classifier.Classifier", "model": "fit.json"},
+    "safety": {"_target_": "evorefuse.scorer.rules.Rules", "vetted": ["shipped.jsonl", "own/more.txt"]},
+    "target": {"_target_": "evorefuse.lm.hf.HF", "model": {"id": "a/b.json", "adapter": "a/b"}},
+}  # fmt: skip
+
+
+def test_files_are_known_by_their_keys_or_looks_and_names_on_the_hub_are_none():
+    assert dict(files_in(NODES)) == {
+        "publish.instructions": "out/x.jsonl",
+        "benchmark.sets.one.path": "mine.jsonl",
+        "refusal.model": "fit.json",
+        "safety.vetted": "own/more.txt",
+    }
+    other = {"scorer": {"_target_": "x.Y", "model": "gpt", "url": "http://a/b.json", "words": "a/b.txt"}}
+    assert files_in(other) == [("scorer.words", "a/b.txt")]
+
+
+def test_a_file_must_be_there_unless_the_run_will_write_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = {"seeds": {**SOURCE, "path": str(tmp_path / "run" / "generate" / "x.jsonl")}}
+    expect_files(own, run_dir=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"seeds\.path: no file at"):
+        expect_files(own, run_dir=str(tmp_path / "ru"))
+    with pytest.raises(ConfigError, match=r"seeds\.path: no file at mine\.jsonl"):
+        expect_files({"seeds": SOURCE}, run_dir=str(tmp_path / "run"))
+    (tmp_path / "mine.jsonl").write_text("{}\n", encoding="utf-8")
+    expect_files({"seeds": SOURCE}, run_dir=str(tmp_path / "run"))
+
+
+def test_the_files_that_are_there_are_hashed_and_the_packages_data_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours = inputs(NODES)
+    assert list(ours) == ["evorefuse/data"]
+    assert len(ours["evorefuse/data"]) == 64
+    (tmp_path / "mine.jsonl").write_text("{}\n", encoding="utf-8")
+    digest = hashlib.sha256(b"{}\n").hexdigest()
+    assert inputs(NODES) == ours | {"mine.jsonl": digest}
+
+
+def test_the_home_folder_is_put_for_its_sign_in_files_alone(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = {"judge": {"human": "~/a.jsonl"}, "sets": [{"path": "~/b"}], "title": "~/c.csv", "system": "~ yes"}
+    assert at_home(given) == {
+        "judge": {"human": "/home/me/a.jsonl"}, "sets": [{"path": "/home/me/b"}], "title": "~/c.csv", "system": "~ yes",
+    }  # fmt: skip

@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 import evorefuse.run  # noqa: F401  (registers the resolver that conf/ uses)
 from evorefuse.compose import Composer, ConfigError, locate
 from evorefuse.ports import LM, Tracker
+from evorefuse.signature import files_in
 
 REPO = Path(__file__).parent.parent
 CONF = REPO / "conf"
@@ -140,6 +142,37 @@ def test_every_experiment_and_overlay_composes_and_binds(group, name):
     assert Composer({**config, "probe": config["tracker"]}).needs("test", probe(Tracker))
     if group == "experiment":
         assert re.search(rf"^name: {name}\b", (CONF / "experiment" / f"{name}.yaml").read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["", *EXPERIMENTS])
+def test_a_run_reads_its_own_files_whatever_it_is_called(name, tmp_path):
+    """What stands in a run folder is the run's own: the same experiment under another name is another run."""
+    config = composed(*([f"+experiment={name}"] if name else []), "name=other", f"outputs={tmp_path}")
+    named = [path for stage in config["stages"] for _, path in files_in(needs(config, stage))]
+    assert [path for path in named if path.startswith(str(tmp_path))] == []
+    if "benchmark" in config["stages"] and name != "guard":
+        assert "/nowhere/generate/evolved/instructions.jsonl" in named
+
+
+def test_the_instructions_of_another_run_are_named_by_one_key():
+    where = "outputs/joint/main/generate/evolved"
+    config = composed("+experiment=joint", "instructions_from=outputs/joint/main", "cell=own")
+    named = dict(files_in(needs(config, "benchmark")))
+    assert named["benchmark.sets.evolved.path"] == f"{where}/instructions.jsonl"
+    assert named["benchmark.sets.candidates.path"] == f"{where}/candidates.jsonl"
+    assert "/nowhere" not in str(named)
+    assert needs(config, "publish")["publish"]["instructions"] == f"{where}/instructions.jsonl"
+
+
+def test_licences_and_bounds_take_any_key_without_a_plus():
+    licences, bounds = "publish.licences={my.csv: CC-BY-4.0}", "report.expected={a/b: [0.1, null]}"
+    assert composed(licences)["publish"]["licences"] == {"my.csv": "CC-BY-4.0"}
+    assert composed(bounds)["report"]["expected"] == {"a/b": [0.1, None]}
+    both = composed("+experiment=build_test", licences, bounds)
+    assert both["publish"]["licences"] == {"my.csv": "CC-BY-4.0"}
+    assert {"a/b", "publish/kept"} <= set(both["report"]["expected"])
+    with pytest.raises(ConfigCompositionException, match=r"publish\.typo"):
+        composed("publish.typo=1")
 
 
 def test_experiments_have_their_readers_half():

@@ -16,6 +16,7 @@ from server import Server
 from server_http import Handler
 
 from evorefuse.checkup.check import Check, Effort
+from evorefuse.compose import ConfigError, check
 from evorefuse.ledger import Budget, BudgetError, Ledger
 from evorefuse.lm.cached import Cached
 from evorefuse.lm.endpoint import Endpoint, Price
@@ -275,6 +276,16 @@ def test_a_need_that_is_no_check_is_refused_at_once(examined, tmp_path):
             cfg=Settings(needs=("logprob",)), seed=1, models={}, store=store, tracker=Silent(), progress=Progress()
         )
     store.close()
+
+
+@pytest.mark.parametrize("name", ["repeats", "requests", "max_tokens", "tolerance"])
+def test_an_effort_that_finds_nothing_out_is_refused_when_it_is_composed(name):
+    assert check(Settings, {"effort": {name: 1}}, key="doctor")
+    with pytest.raises(ConfigError, match=rf"doctor\.effort.*{name} must be at least \d, got -1"):
+        check(Settings, {"effort": {name: -1}}, key="doctor")
+    if name != "tolerance":
+        with pytest.raises(ConfigError, match="at least 1, got 0"):
+            check(Settings, {"effort": {name: 0}}, key="doctor")
 
 
 def test_what_a_model_says_is_shown_as_it_is(examined):

@@ -222,5 +222,5 @@ def test_a_template_that_takes_no_system_prompt_says_so(llama: Path) -> None:
     lm = engine(llama, chat_template=picky)
     failed = Request(messages=(Message(role="system", content="x"), Message(role="user", content="help")), max_tokens=3)
     assert [reply.finish == "error" for reply in lm.complete([failed, ask("help")])] == [True, False]
-    with pytest.raises(ValueError, match="can be asked none of this.*no system role.*system"):
+    with pytest.raises(ValueError, match=r"can be asked none of this.*no system role.*system"):
         lm.complete([failed, failed])  # a search whose every request fails alike is a set-up's fault, not an item's

@@ -1,6 +1,10 @@
 """What the adapter is trained on is what the engine will ask: the same tokens up to the answer."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,8 +18,8 @@ from evorefuse.lm.render import DATE, encode, render
 from evorefuse.progress import Progress
 from evorefuse.records import Message, Pair
 from evorefuse.stages import mitigate
-from evorefuse.stages.mitigate import Settings, _trainer
-from evorefuse.store import Store, dumps
+from evorefuse.stages.mitigate import Settings, _newest, _trainer
+from evorefuse.store import Store, dumps, read_jsonl
 from evorefuse.tracker.files import Files
 
 DATED = (
@@ -31,6 +35,30 @@ CFG = Settings(
 
 def flat(network: Any) -> torch.Tensor:
     return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+
+def pairs_in(file: Path) -> str:
+    """The path of a file of four pairs, written now."""
+    chosen = ["sorry cannot help", "sure here is a cake", "the cat and the fire", "help"]
+    pairs = [Pair(instruction="how do i bake a cake", chosen=text) for text in chosen]
+    file.write_text("".join(dumps(pair) + "\n" for pair in pairs))
+    return str(file)
+
+
+class Killed(Progress):
+    """Ends the run in the middle of its second half."""
+
+    @contextmanager
+    def task(self, name: str, *, total: int) -> Generator[Any]:
+        done = 0
+
+        def advance(units: int = 1, *, note: str = "") -> None:
+            nonlocal done
+            done += units
+            if done > total / 2:
+                raise KeyboardInterrupt(name, note)
+
+        yield SimpleNamespace(advance=advance)
 
 
 def trained_on(base: Model, pair: Pair, folder: Any) -> tuple[list[int], list[int]]:
@@ -61,11 +89,10 @@ def test_the_prompt_is_the_one_that_the_engine_renders(tmp_path, own, of_pair):
 def test_strength_multiplies_the_update_and_nothing_else(tmp_path):
     """The merged weights move by ``strength`` times as much, on a straight line from the base."""
     base = Model(name="tiny", source="path", id=str(save_model(tmp_path / "m", "llama_gqa")), chat_template=DATED)
-    pairs = [Pair(instruction="how do i bake a cake", chosen="sorry cannot help")] * 4
-    (tmp_path / "pairs.jsonl").write_text("".join(dumps(pair) + "\n" for pair in pairs))
+    pairs = pairs_in(tmp_path / "pairs.jsonl")
     weights = [flat(load_model(base, adapter=None, device=torch.device("cpu"), dtype=torch.float32))]
     for strength in (1.0, 1.5):
-        cfg = replace(CFG, pairs=str(tmp_path / "pairs.jsonl"), strength=strength, learning_rate=1e-2)
+        cfg = replace(CFG, pairs=pairs, strength=strength, learning_rate=1e-2)
         store = Store(tmp_path / str(strength))
         mitigate.run(cfg=cfg, seed=1, base=base, store=store, tracker=Files(), progress=Progress(quiet=True))
         adapter = store.folder / "adapter"
@@ -79,3 +106,48 @@ def test_strength_multiplies_the_update_and_nothing_else(tmp_path):
 def test_a_strength_that_undoes_the_training_is_refused(strength):
     with pytest.raises(ValueError, match=r"mitigate\.strength must be above 0"):
         replace(CFG, strength=strength)
+
+
+def test_a_base_with_an_adapter_is_refused_before_anything_is_loaded(tmp_path):
+    """The second adapter would be saved without the first, on which it was trained."""
+    base = Model(name="guarded", source="path", id=str(tmp_path / "nowhere"), adapter="builtin:guard")
+    store = Store(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"'guarded' has an adapter already \(builtin:guard\).*base\.adapter=null"):
+        mitigate.run(cfg=CFG, seed=1, base=base, store=store, tracker=Files(), progress=Progress(quiet=True))
+
+
+def test_a_run_killed_while_it_saved_goes_on_from_the_last_whole_checkpoint(tmp_path):
+    """The folder that the kill left torn is the very one that the rerun saves to; the weights end the same."""
+    base = Model(name="tiny", source="path", id=str(save_model(tmp_path / "m", "llama_gqa")), chat_template=DATED)
+    cfg = replace(CFG, pairs=pairs_in(tmp_path / "pairs.jsonl"), epochs=2, learning_rate=1e-2)
+    stores = {name: Store(tmp_path / name) for name in ("whole", "killed")}
+
+    def run(name: str, progress: Progress) -> None:
+        mitigate.run(cfg=cfg, seed=1, base=base, store=stores[name], tracker=Files(), progress=progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", Killed(quiet=True))
+    trainer = stores["killed"].folder / "trainer"
+    assert [path.name for path in trainer.glob("checkpoint-*")] == ["checkpoint-4"]
+    torn = trainer / "checkpoint-8"
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
+    for name in stores:
+        run(name, Progress(quiet=True))
+    assert (torn / "trainer_state.json").is_file()
+    whole, killed = ((store.folder / "adapter/adapter_model.safetensors").read_bytes() for store in stores.values())
+    assert whole == killed
+    resumed = [row["step"] for row in read_jsonl(stores["killed"].folder / "training.jsonl")]
+    assert resumed == [5]
+
+
+def test_the_newest_checkpoint_is_the_last_that_was_written_whole(tmp_path):
+    assert _newest(tmp_path / "none") is None
+    for step, state in ((9, "{}"), (10, '{"epoch": 1}'), (11, '{"epo'), (12, ""), (13, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").touch()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert _newest(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-9", "checkpoint-10"}

@@ -1,19 +1,17 @@
 """The engine for served models, against a server on loopback that fails as real ones do."""
 
 import inspect
-import json
 import os
 import signal
 import socket
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread, Timer, get_ident
+from threading import Timer, get_ident
 
 import pytest
 from script import digest, mutator_judge
 from server import Server
-from server_http import FAULTS, PAID
+from server_http import FAULTS, PAID, fixed
 
 from evorefuse.lm.endpoint import Endpoint, EndpointError, Price
 from evorefuse.lm.openai import OpenAI
@@ -156,6 +154,29 @@ def test_closing_the_stream_cancels_what_is_open():
         assert len(server.log) == seen
 
 
+def test_where_the_money_ends_what_is_in_flight_is_read_and_nothing_more_is_sent():
+    kept, arrived = {}, []
+    with Server(funds=4, faults=0.4, kinds=["500"], delay=0.5) as server:
+        lm = engine(server, concurrency=8)
+        with pytest.raises(EndpointError, match="will not serve this account"):
+            arrived.extend(lm.stream(requests(100), keep=lambda index, reply: kept.update({index: reply})))
+        time.sleep(0.2)
+        assert Counter(entry["done"] for entry in server.log) == {"answered": 4, "500": 2, "429_quota": 2}
+        assert kept == dict(arrived)
+        assert [reply.finish for reply in kept.values()] == ["stop"] * 4
+        server.funds, server.faults = None, 0.0
+        assert lm.complete(requests(1))[0].finish == "stop", "another stream may be sent"
+
+
+def test_where_the_money_ends_nobody_waits_for_the_next_permitted_moment():
+    with Server(funds=0) as server:
+        began = time.monotonic()
+        with pytest.raises(EndpointError, match="will not serve this account"):
+            engine(server, requests_per_minute=2).complete(requests(9))
+        assert time.monotonic() - began < 10
+        assert len(server.log) == 1
+
+
 def test_an_interrupt_is_heeded_at_once():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
     with Server(delay=30.0) as server:
@@ -220,27 +241,6 @@ def test_a_server_that_goes_away_for_good_leaves_errors_that_are_counted():
     assert lm.faults == {"unreachable": 9}
 
 
-def fixed(status: int, payload: object):
-    """A server that says one thing to all, and its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            content = json.dumps(payload).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    return server, f"http://127.0.0.1:{server.server_port}/v1"
-
-
 @pytest.mark.parametrize(
     ("status", "message", "said"),
     [
@@ -253,20 +253,18 @@ def fixed(status: int, payload: object):
 )
 def test_a_key_that_a_server_quotes_is_in_no_message(status, message, said, monkeypatch):
     monkeypatch.setenv("SOME_KEY", CANARY)
-    server, url = fixed(status, {"error": {"message": message, "code": None, "param": None}})
-    assert said in stopped(engine(url, model={"key_variable": "SOME_KEY"}))
-    server.shutdown()
+    with fixed(status, {"error": {"message": message, "code": None, "param": None}}) as url:
+        assert said in stopped(engine(url, model={"key_variable": "SOME_KEY"}))
 
 
 @pytest.mark.parametrize("status", [400, 500, 200])
 def test_a_key_that_a_server_quotes_is_in_no_reply(status, monkeypatch):
     monkeypatch.setenv("SOME_KEY", CANARY)
-    server, url = fixed(status, {"error": {"message": f"{CANARY}: the context is too long"}})
-    reply = engine(url, attempts=2, model={"key_variable": "SOME_KEY"}).complete(requests(1))[0]
+    with fixed(status, {"error": {"message": f"{CANARY}: the context is too long"}}) as url:
+        reply = engine(url, attempts=2, model={"key_variable": "SOME_KEY"}).complete(requests(1))[0]
     assert reply.finish == "error"
     assert "…: the context is too long" in reply.error
     assert CANARY not in repr(reply)
-    server.shutdown()
 
 
 def test_a_text_that_cannot_be_sent_harms_no_other():

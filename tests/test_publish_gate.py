@@ -23,6 +23,43 @@ from evorefuse.stages import publish
         ("mine.csv", {"mine.csv": "CC-BY-ND-4.0"}, "Apache-2.0", "forbids"),
         ("mine.csv", {"mine.csv": "CC-BY-SA-4.0"}, "Apache-2.0", "asks for that licence"),
         ("mine.csv", {"mine.csv": "CC-BY-SA-4.0"}, "CC-BY-SA-4.0", ""),
+        ("mine.csv", {"mine.csv": "CC-BY-NC-4.0"}, "CC-BY-NC-4.0", "forbids"),
+        *(
+            ("mine.csv", {"mine.csv": stated}, "Apache-2.0", "asks for that licence")
+            for stated in (
+                "GFDL-1.3-or-later",
+                "CDLA-Sharing-1.0",
+                "OSL-3.0",
+                "MPL-2.0",
+                "ODbL-1.0",
+                "BSD-Protection",
+                "GPL-2.0-only WITH Classpath-exception-2.0",
+                "MIT AND GPL-3.0-only",
+                "MIT AND (OSL-3.0 OR GPL-3.0-only)",
+                "MIT AND LicenseRef-x",
+            )
+        ),
+        ("mine.csv", {"mine.csv": "MIT AND CC-BY-NC-4.0"}, "Apache-2.0", "forbids"),
+        ("mine.csv", {"mine.csv": "GPL-3.0-only"}, "GPL-3.0-only", ""),
+        ("mine.csv", {"mine.csv": "MIT AND GPL-3.0-only"}, "GPL-3.0-only", ""),
+        *(
+            ("mine.csv", {"mine.csv": stated}, "Apache-2.0", "")
+            for stated in (
+                "CC0-1.0",
+                "CC-BY-3.0-US",
+                "MIT",
+                "BSD-3-Clause",
+                "ISC",
+                "CDLA-Permissive-2.0",
+                "PDDL-1.0",
+                "ODC-By-1.0",
+                "Unlicense",
+                "0BSD",
+                "Apache-2.0 WITH LLVM-exception",
+                "MIT OR GPL-3.0-only",
+                "(GPL-3.0-only AND OSL-3.0 OR MIT) AND CC-BY-4.0",
+            )
+        ),
         ("mine.csv", {"mine.csv": "my own"}, "MIT", "'my own'"),
         ("mine.csv", {"mine.csv": "LicenseRef-x"}, "MIT", "LicenseRef"),
         ("", {}, "MIT", "unnamed"),

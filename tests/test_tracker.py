@@ -171,7 +171,7 @@ def test_wandb_that_cannot_start_says_so(tmp_path, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(module.wandb, "init", refuse)
-    with pytest.raises(RuntimeError, match=r"no network.*tracker\.mode=offline or tracker=files"):
+    with pytest.raises(ConnectionError, match=r"could not start.*no network.*tracker\.mode=offline or tracker=files"):
         Wandb(mode="online").start(name="a", config={}, folder=str(tmp_path))
 
 

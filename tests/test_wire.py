@@ -69,9 +69,9 @@ def logprobs(*values) -> dict:
 
 
 def test_a_reply_is_read_as_it_came():
-    reply = reply_of(answer(logprobs=logprobs(-0.5, 0, -9999.0)), body=body())
+    reply = reply_of(answer(logprobs=logprobs(-0.5, 0, -99.25)), body=body())
     assert (reply.text, reply.finish, reply.error) == ("Mix flour.", "stop", None)
-    assert reply.logprobs == (-0.5, 0.0, -9999.0)
+    assert reply.logprobs == (-0.5, 0.0, -99.25)
     assert reply_of(answer(logprobs=logprobs(-0.5)), body=body(logprobs=False)).logprobs is None, "not asked for"
     assert reply.usage == Usage(prompt_tokens=5, completion_tokens=3), "a quarter of the letters, rounded up"
     counted = json.loads(answer()) | {"usage": {"prompt_tokens": 9, "completion_tokens": 0}}
@@ -83,7 +83,7 @@ def test_a_reply_is_read_as_it_came():
 @pytest.mark.parametrize(
     "given", [None, {}, [], "x", {"content": None}, {"content": []}, {"content": "abc"}, {"content": [{"token": "t"}]},
               {"content": [-0.5]}, logprobs(-0.5, None), logprobs("-0.5"), logprobs(True), logprobs(0.7),
-              logprobs(float("nan")), logprobs(float("-inf"))],
+              logprobs(float("nan")), logprobs(float("-inf")), logprobs(-0.5, -9999.0), logprobs(-9999, -0.5)],
 )  # fmt: skip
 def test_odd_log_probabilities_are_none(given):
     assert reply_of(answer(logprobs=given), body=body()).logprobs is None

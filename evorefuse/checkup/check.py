@@ -57,6 +57,19 @@ class Effort:
     tolerance: float = 1e-3
     tolerance_half: float = 0.25
 
+    def __post_init__(self) -> None:
+        """Refuse an effort that finds nothing out.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        for name in ("repeats", "requests", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("tolerance", "tolerance_half"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
 
 @dataclass(kw_only=True, slots=True)
 class Patient:

@@ -21,6 +21,7 @@ Keep = Callable[[int, Reply], None]
 
 FIRST_TRIES = 3  # attempts at a host that has never answered, before the run stops
 TRIED_AGAIN = (408, 409, 425, 429)  # and every status from 500
+OUTAGE = 8  # different prompts in a batch of which not one was answered in all attempts: no longer their own fault
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -129,7 +130,9 @@ class OpenAI:
         ``keep`` is called with the same first, in the thread that read the reply.
 
         Raises:
-            EndpointError: where no request can succeed (key, model, address, a field that the server refuses).
+            EndpointError: where no request can succeed (key, account, model, address, a field that the server refuses).
+                Nothing is sent from then on, but what is in flight will be billed: it arrives before the error. Also
+                where a batch of many prompts got no answer at all: a search that went on would take it for a verdict.
         """
         if not requests:
             return
@@ -150,12 +153,17 @@ class OpenAI:
         """Put each reply on the queue as it comes, and at the end None."""
         waiting = iter(enumerate(requests))
         lane = Lane(self._traffic)
+        hopeless: list[EndpointError] = []
 
         async def work(client: openai.AsyncOpenAI) -> None:
             for index, request in waiting:
                 try:
                     reply = await self._ask(client, lane, request)
                 except Closed:
+                    return
+                except EndpointError as error:  # raised here, it would cancel what is in flight
+                    lane.close()
+                    hopeless.append(error)
                     return
                 if keep is not None:
                     keep(index, reply)
@@ -165,6 +173,13 @@ class OpenAI:
             async with self._client() as client, anyio.create_task_group() as group:
                 for _ in range(min(len(requests), self._workers)):
                     group.start_soon(work, client)
+            if hopeless:
+                raise hopeless[0]
+            if lane.lost == len(requests) and len({request.messages for request in requests}) >= OUTAGE:
+                raise EndpointError(
+                    f"{self.spec.base_url} answered none of {len(requests)} requests, each tried {self._attempts} "
+                    f"times ({dict(self._faults)} so far): it is out of order. The same command asks them again."
+                )
         except BaseExceptionGroup as failed:
             raise _first(failed) from None
         finally:
@@ -188,7 +203,7 @@ class OpenAI:
             stop=self._is_last,
             wait=self._pause,
             retry=retry_if_exception_type(Fault),
-            sleep=self._traffic.sleep,
+            sleep=lane.sleep,
             reraise=True,
         )
         body = body_of(request, self.spec)
@@ -200,6 +215,7 @@ class OpenAI:
                     f"{self.spec.base_url} never answered ({fault}). Is the server of model {self.spec.name!r} "
                     f"running, and is base_url its address?"
                 ) from None
+            lane.lost += 1
             told = self._clean(str(fault))
             return Reply(text="", finish="error", error=f"{fault.cause}, {self._attempts} attempts: {told}")
         except UnicodeEncodeError:
@@ -278,8 +294,6 @@ class OpenAI:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception that matters most of a group: a set-up's fault, else the first."""
-    leaves: list[BaseException] = []
-    for error in group.exceptions:
-        leaves += [_first(error)] if isinstance(error, BaseExceptionGroup) else [error]
-    return next((leaf for leaf in leaves if isinstance(leaf, EndpointError)), leaves[0])
+    """The first exception of a group that is none itself."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -47,7 +47,7 @@ def retry_after(headers: Mapping[str, str], *, now: datetime | None = None) -> f
 
 
 class Closed(Exception):  # noqa: N818  (nothing went wrong)
-    """The traffic was closed before a request was sent."""
+    """The lane, or all traffic, was closed before a request was sent."""
 
 
 class Traffic:
@@ -83,12 +83,6 @@ class Traffic:
         """The seconds until the next request may be sent; 0 or less: now."""
         return max(self._silent_until, self._requests_free, self._tokens_free) - time.monotonic()
 
-    async def sleep(self, seconds: float) -> None:
-        """Wait, but not on after the traffic was closed."""
-        until = time.monotonic() + seconds
-        while not self.closed and (rest := until - time.monotonic()) > 0:
-            await anyio.sleep(min(rest, STEP))
-
     def spend(self, tokens: float) -> None:
         """Count a request of ``tokens`` tokens as sent now."""
         earliest = time.monotonic() - SLACK
@@ -117,10 +111,27 @@ class Lane:
     """One stream's way through the traffic; it belongs to one event loop."""
 
     def __init__(self, traffic: Traffic) -> None:
-        """Open as wide as the traffic bears now."""
+        """Open as wide as the traffic bears now; ``lost`` counts the requests that failed in all attempts."""
         self._traffic = traffic
         self._slots = anyio.CapacityLimiter(int(traffic.width))
         self._head = anyio.Lock()
+        self._ended = False
+        self.lost = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is sent, in this stream or in any."""
+        return self._ended or self._traffic.closed
+
+    def close(self) -> None:
+        """Send nothing more in this stream: who waits for a slot, a pause or a retry gives up, others end well."""
+        self._ended = True
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, but not on after the lane was closed."""
+        until = time.monotonic() + seconds
+        while not self.closed and (rest := until - time.monotonic()) > 0:
+            await anyio.sleep(min(rest, STEP))
 
     @asynccontextmanager
     async def slot(self, tokens: float) -> AsyncGenerator[None]:
@@ -133,9 +144,9 @@ class Lane:
         """
         async with self._slots:
             async with self._head:  # first come, first served, and a pause holds all who stand behind
-                while not self._traffic.closed and (seconds := self._traffic.wait()) > 0:
-                    await self._traffic.sleep(seconds)
-                if self._traffic.closed:
+                while not self.closed and (seconds := self._traffic.wait()) > 0:
+                    await self.sleep(seconds)
+                if self.closed:
                     raise Closed
                 self._traffic.spend(tokens)
             sent = time.monotonic()

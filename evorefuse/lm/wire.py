@@ -21,6 +21,7 @@ UNSUPPORTED = re.compile(
 )
 NO_MONEY = re.compile(r"insufficient_quota|billing_hard_limit|insufficient balance|credit balance", re.IGNORECASE)
 QUOTES = ("input", "ctx", "url", "request", "body")  # what validators repeat of the request in their errors
+UNMEASURED = -9999.0  # nats; OpenAI's (and vLLM's) mark for "very unlikely", such as a token not among the top 20
 DEEPEST = 20  # no server nests an error deeper; what does is not worth a stack
 FINISHES: Mapping[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
 
@@ -62,7 +63,7 @@ def reply_of(text: str, *, body: Mapping[str, Any]) -> Reply:
     """The reply in the body of a 200.
 
     Tokens are counted by the server; where it does not count them, a quarter of the letters stands in, so that a budget
-    in tokens never reads 0. ``logprobs`` are those that came, and None where they are missing, odd or not finite.
+    in tokens never reads 0. ``logprobs`` are those that came, and None where any is missing, odd or not measured.
 
     Raises:
         Fault: for what is no reply (`malformed`), or not one choice (`choices`).
@@ -190,7 +191,10 @@ def _text(message: Mapping[str, Any]) -> str:
 
 
 def _logprobs(content: Any, said: str) -> tuple[float, ...] | None:
-    """Natural-log probabilities of the tokens, nats."""
+    """Natural-log probabilities of the tokens, nats; None unless every one was measured.
+
+    A mark such as ``UNMEASURED`` is no measurement: in a mean it would outweigh all other tokens of the reply.
+    """
     if not isinstance(content, Sequence) or isinstance(content, str):
         return None
     found = [_mapping(entry).get("logprob") for entry in cast(Sequence[Any], content)]
@@ -200,7 +204,7 @@ def _logprobs(content: Any, said: str) -> tuple[float, ...] | None:
 
 
 def _is_logprob(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value <= 1e-3
+    return isinstance(value, int | float) and not isinstance(value, bool) and UNMEASURED < value <= 1e-3
 
 
 def _usage(given: Any, *, body: Mapping[str, Any], said: str) -> Usage:

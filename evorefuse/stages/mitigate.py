@@ -4,6 +4,7 @@ Writes `adapter/` (PEFT format, safetensors, with `base.json`: what it was train
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,8 +72,13 @@ def run(*, cfg: Settings, seed: int, base: Model, store: Store, tracker: Tracker
 
     Raises:
         FileNotFoundError: where ``cfg.pairs`` does not exist.
-        ValueError: where no pair fits ``cfg.max_length``.
+        ValueError: where ``base`` has an adapter already, or no pair fits ``cfg.max_length``.
     """
+    if base.adapter is not None:
+        raise ValueError(
+            f"model {base.name!r} has an adapter already ({base.adapter}): one trained on top of it would be saved "
+            f"alone, and used without it from then on. Train on the plain model: base.adapter=null"
+        )
     tokenizer = load_tokenizer(base)
     pairs = _load(cfg)
     fitting = [pair for pair in pairs if _length(tokenizer, pair, base) <= cfg.max_length]
@@ -82,8 +88,7 @@ def run(*, cfg: Settings, seed: int, base: Model, store: Store, tracker: Tracker
     if not done.is_file():
         with progress.task("fine-tune", total=100) as task:
             trainer = _trainer(tokenizer, fitting, cfg=cfg, base=base, seed=seed, folder=store.folder, task=task)
-            checkpoints = (store.folder / "trainer").glob("checkpoint-*/trainer_state.json")
-            trainer.train(resume_from_checkpoint=any(checkpoints))
+            trainer.train(resume_from_checkpoint=_newest(store.folder / "trainer"))
         _save(trainer.model, strength=cfg.strength, base=base, tokenizer=tokenizer, store=store)
         store.write_jsonl("training.jsonl", [row for row in trainer.state.log_history if "loss" in row])
     history = list(read_jsonl(done))
@@ -99,6 +104,26 @@ def _load(cfg: Settings) -> list[Pair]:
     if not path.is_file():
         raise FileNotFoundError(f"no training pairs at {path}: set mitigate.pairs to a JSONL file of pairs")
     return [decode(Pair, row) for row in read_jsonl(path)]
+
+
+def _newest(folder: Path) -> str | None:
+    """The newest whole checkpoint in the trainer's folder, or None; those that a kill left torn are removed."""
+    whole: dict[int, Path] = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        if _is_whole(checkpoint):
+            whole[int(checkpoint.name.rpartition("-")[2])] = checkpoint
+        else:
+            shutil.rmtree(checkpoint)
+    return str(whole[max(whole)]) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether all of a checkpoint was written: transformers writes its trainer_state.json last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _turns(pair: Pair, base: Model) -> list[Message]:
@@ -136,7 +161,7 @@ def _trainer(
         ValueError: where TRL dropped pairs, which it does without a word.
     """
     disable_progress_bars()
-    network = load_model(base, adapter=base.adapter_folder(), device=pick_device("auto"), dtype=torch.float32)
+    network = load_model(base, adapter=None, device=pick_device("auto"), dtype=torch.float32)
     rows = [_row(pair, base) for pair in pairs]
     modules = base.lora_modules if isinstance(base.lora_modules, str) else list(base.lora_modules)
     lora = LoraConfig(

@@ -113,8 +113,8 @@ def run(
     faults = objections((x.winner.instruction.source for x in items), licence=cfg.licence, licences=cfg.licences)
     if cfg.push_to and faults:
         raise ValueError(
-            f"this set may not be pushed to {cfg.push_to}: {'; '.join(faults)}. Name the licence of each source in "
-            "publish.licences, choose another publish.licence, or leave push_to out to build the set here"
+            f"this set may not be pushed to {cfg.push_to}: {'; '.join(faults)}. Name each source's licence by "
+            "publish.licences='{my.csv: CC-BY-4.0}', choose another publish.licence, or build the set here (no push_to)"
         )
     given = [(name, x) for name, source in against.items() for x in source.load()]
     with progress.task("publish", total=len(items)) as task:

@@ -61,7 +61,7 @@ class Wandb:
         """Open one run for this job; its files go to `wandb/` in ``folder``. Secrets in ``config`` are left out.
 
         Raises:
-            RuntimeError: where W&B cannot start, with how to go on without it.
+            ConnectionError: where W&B cannot start, with how to go on without it.
         """
         self.finish()
         # Weave would trace every request to an API, and advertises itself where it is not installed.
@@ -75,9 +75,9 @@ class Wandb:
                 config=clean(config), dir=folder, mode=self._mode, settings=settings,
             )  # fmt: skip
         except Exception as error:
-            raise RuntimeError(
-                f"W&B could not start in mode {self._mode}: {error}. Log in by `wandb login`, or go on without it by "
-                "tracker.mode=offline or tracker=files."
+            raise ConnectionError(
+                f"W&B could not start in mode {self._mode}: {str(error).rstrip('.')}. Log in by `wandb login`, or go "
+                "on without it by tracker.mode=offline or tracker=files."
             ) from error
 
     def log(self, namespace: str, values: Mapping[str, float], *, step: int | None = None) -> None:
