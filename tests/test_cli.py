@@ -164,7 +164,7 @@ def test_hostile_seeds_are_counted_or_carried_as_text(tmp_path: Path) -> None:
     assert control["instruction"] not in seeds_kept
     assert texts[1] in seeds_kept
     notes = json.loads((folder / "generate" / "summary.json").read_text(encoding="utf-8"))["notes"]
-    assert any("seeds not judged harmless" in note for note in notes)
+    assert any("seeds judged not harmless" in note for note in notes)
     page = (folder / "report" / "report.html").read_text(encoding="utf-8")
     assert "<b>hi</b>" not in page
     assert "&lt;b&gt;hi&lt;/b&gt;" in page
