@@ -168,22 +168,20 @@ class HF:
             scheme = Scheme(temperature=request.temperature, top_p=request.top_p, top_k=request.top_k)
             groups.setdefault((request.messages, scheme), []).append(i)
         jobs: list[Job] = []
-        refused: dict[int, Reply] = {}
         for (messages, scheme), places in groups.items():
             try:
                 ids = self.prompt_ids(messages)
             except ValueError as error:
-                refused |= {i: _failed(str(error)) for i in places}
+                replies |= {i: _failed(str(error)) for i in places}
                 continue
             errors = {i: self._objection(requests[i], tokens=len(ids)) for i in places}
             replies |= {i: _failed(error) for i, error in errors.items() if error}
             jobs.append(Job(ids=ids, scheme=scheme, places=[i for i in places if not errors[i]]))
-        if refused and not jobs:
+        if replies and not jobs:
             raise ValueError(
-                f"model {self.spec.name!r} can be asked none of this: {next(iter(refused.values())).error}. Where it "
+                f"model {self.spec.name!r} can be asked none of this: {next(iter(replies.values())).error}. Where it "
                 "takes no system prompt, set the `system` of sampling and target to null, or give a `chat_template`"
             )
-        replies |= refused
         order = {scheme: n for n, scheme in enumerate(dict.fromkeys(job.scheme for job in jobs))}
         return sorted(jobs, key=lambda job: (order[job.scheme], len(job.ids)))
 
